@@ -1,0 +1,77 @@
+//! The command line: subcommands and what they share.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    commands::{completion::CompletionArgs, judge::JudgeArgs, webhook::WebhookArgs},
+    telemetry::{self, LogFormat},
+};
+
+/// Exit status for bad input and for errors of the API server.
+const FAILURE: u8 = 2;
+
+/// Guards the rollouts of Kubernetes Deployments.
+#[derive(Parser, Debug)]
+#[command(name = "rollout-guard", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// How log lines are written to standard error.
+    #[arg(
+        long,
+        global = true,
+        env = "ROLLOUT_GUARD_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        help_heading = "Logs"
+    )]
+    log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,rollout_guard=debug.
+    #[arg(
+        long,
+        global = true,
+        env = "ROLLOUT_GUARD_LOG_LEVEL",
+        value_name = "FILTER",
+        help_heading = "Logs"
+    )]
+    log_level: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Webhook(Box<WebhookArgs>),
+    Judge(JudgeArgs),
+    Completion(CompletionArgs),
+}
+
+impl Cli {
+    /// Runs the command and returns the exit status: 2 for an error, which is printed.
+    pub fn run(self) -> ExitCode {
+        match self.try_run() {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("rollout-guard: {error:#}");
+                ExitCode::from(FAILURE)
+            }
+        }
+    }
+
+    fn try_run(self) -> anyhow::Result<ExitCode> {
+        // What a server logs is its voice; a command speaks by what it prints.
+        let serves = matches!(self.command, Command::Webhook(_));
+        let level = self.log_level.as_deref().unwrap_or(if serves { "info" } else { "error" });
+        telemetry::start_logs(self.log_format, level)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match self.command {
+                Command::Webhook(args) => args.run().await,
+                Command::Judge(args) => args.run().await,
+                Command::Completion(args) => args.run(),
+            }
+        })
+    }
+}

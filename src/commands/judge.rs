@@ -1,0 +1,192 @@
+//! `rollout-guard judge`: the webhook's verdict on a review, offline.
+
+use std::{io::Read, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use futures::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Output;
+use crate::{
+    api::policy::RolloutPolicySpec,
+    cluster::{
+        ClusterError,
+        access::{Access, User},
+    },
+    core::{
+        message::DOCS,
+        policy::{Labels, PolicySet, compile},
+    },
+    telemetry::Metrics,
+    webhook::{
+        judge::{Judge, Outcome},
+        review,
+        world::World,
+    },
+};
+
+/// Says what the webhook would answer to a review, without a cluster.
+///
+/// Exit status: 0 allowed, 1 denied or told to wait, 2 bad input.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  rollout-guard judge -f review.json
+  rollout-guard judge -f review.json --policy policy.yaml --at 2026-11-21T12:00:00Z
+  kubectl get --raw /audit | rollout-guard judge -f - -o json")]
+pub struct JudgeArgs {
+    /// The AdmissionReview (admission.k8s.io/v1) as JSON; - reads standard input.
+    #[arg(long, short = 'f', value_name = "FILE")]
+    filename: PathBuf,
+
+    /// RolloutPolicies as YAML, several in one file or by several flags. Without any: one with all defaults.
+    #[arg(long, value_name = "FILE")]
+    policy: Vec<PathBuf>,
+
+    /// Labels of the review's namespace, as key=value, for policies with a namespaceSelector.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    namespace_labels: Vec<String>,
+
+    /// The time to judge at, for freezes and waits (RFC 3339). Without it: now.
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+
+    /// Take for granted that the review's user may override.
+    #[arg(long)]
+    may_override: bool,
+
+    /// How to print the verdict.
+    #[arg(long, short = 'o', value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Offline nobody can be asked, so the flag says.
+struct Granted(bool);
+
+impl Access for Granted {
+    fn may_override<'a>(&'a self, _: &'a User, _: &'a str) -> BoxFuture<'a, Result<bool, ClusterError>> {
+        futures::future::ready(Ok(self.0)).boxed()
+    }
+}
+
+impl JudgeArgs {
+    /// Judges and prints.
+    ///
+    /// # Errors
+    /// When the review or a policy cannot be read.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let body = read(&self.filename)?;
+        let request = review::parse(&body).with_context(|| self.filename.display().to_string())?;
+        // The installation's own namespace is not known offline; the system's are.
+        let world = World::new("");
+        world.set_policies(self.policies()?);
+        world.set_namespace(&request.namespace.0, Some(self.labels(&request.namespace.0)?));
+        let judge = Judge {
+            world,
+            access: Arc::new(Granted(self.may_override)),
+            metrics: Metrics::default(),
+            docs: DOCS.into(),
+        };
+        let now = self.at.unwrap_or_else(Timestamp::now);
+        let (response, outcome) = judge.validate_with_outcome(&request, now).await?;
+        match self.output {
+            Output::Json => {
+                let printed = json!({
+                    "allowed": response.allowed,
+                    "verdict": outcome.as_ref().map_or("allow", |o| o.verdict),
+                    "reason": outcome.as_ref().map_or("none", |o| o.reason),
+                    "because": outcome.as_ref().map_or(Some("not-guarded"), |o| o.allowed_because),
+                    "policy": outcome.as_ref().and_then(|o| o.policy.clone()),
+                    "code": response.status.as_ref().map(|s| s.code),
+                    "retryAfterSeconds": response.status.as_ref().and_then(|s| s.details.retry_after_seconds),
+                    "message": outcome.as_ref().and_then(|o| o.message.as_ref()).map(|m| m.text.clone()),
+                    "warnings": response.warnings,
+                });
+                println!("{}", serde_json::to_string_pretty(&printed)?);
+            }
+            Output::Text => print_text(response.status.as_ref(), outcome.as_ref()),
+        }
+        Ok(ExitCode::from(u8::from(!response.allowed)))
+    }
+
+    fn policies(&self) -> anyhow::Result<PolicySet> {
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(default)]
+            kind: String,
+            #[serde(default)]
+            metadata: Metadata,
+            #[serde(default)]
+            spec: RolloutPolicySpec,
+        }
+        #[derive(Default, Deserialize)]
+        struct Metadata {
+            #[serde(default)]
+            name: String,
+        }
+        let mut policies = Vec::new();
+        for path in &self.policy {
+            let shown = path.display();
+            let text = String::from_utf8(read(path)?).with_context(|| format!("{shown}: not UTF-8"))?;
+            for document in serde_yaml_ng::Deserializer::from_str(&text) {
+                let document =
+                    Option::<Document>::deserialize(document).with_context(|| shown.to_string())?;
+                // An empty document, as between two `---`.
+                let Some(document) = document else { continue };
+                if document.kind != "RolloutPolicy" {
+                    bail!("{shown}: want kind RolloutPolicy, got {:?}", document.kind);
+                }
+                let name = &document.metadata.name;
+                let policy = compile(name, 1, &document.spec)
+                    .with_context(|| format!("{shown}: RolloutPolicy {name:?}"))?;
+                policies.push(Arc::new(policy));
+            }
+            if policies.is_empty() {
+                bail!("{shown}: holds no RolloutPolicy");
+            }
+        }
+        if policies.is_empty() {
+            policies.push(Arc::new(compile("default", 1, &RolloutPolicySpec::default())?));
+        }
+        Ok(PolicySet::new(policies))
+    }
+
+    fn labels(&self, namespace: &str) -> anyhow::Result<Labels> {
+        let mut labels = Labels::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
+        for pair in &self.namespace_labels {
+            let (key, value) = pair
+                .split_once('=')
+                .with_context(|| format!("--namespace-labels {pair:?}: want key=value"))?;
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        Ok(labels)
+    }
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<Vec<u8>> {
+    let shown = path.display();
+    if path.as_os_str() == "-" {
+        let mut body = Vec::new();
+        std::io::stdin().read_to_end(&mut body).context("standard input")?;
+        return Ok(body);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read {shown}"))
+}
+
+fn print_text(status: Option<&review::RefusalStatus>, outcome: Option<&Outcome>) {
+    let Some(outcome) = outcome else {
+        println!("allow: not an update of a Deployment");
+        return;
+    };
+    let policy = outcome.policy.as_deref().unwrap_or("none");
+    let because = outcome.allowed_because.map(|why| format!(" ({why})")).unwrap_or_default();
+    let retry = status.and_then(|s| s.details.retry_after_seconds);
+    let retry = retry.map(|s| format!(", retry after {s} s")).unwrap_or_default();
+    let code = status.map(|s| format!(", {}", s.code)).unwrap_or_default();
+    println!("{}{because}: policy {policy}{code}{retry}", outcome.verdict);
+    if let Some(message) = &outcome.message {
+        println!("{}", message.text);
+    }
+}

@@ -1,0 +1,266 @@
+//! `rollout-guard webhook`: serves admission until a signal, then drains.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tokio::{net::TcpListener, task::JoinSet};
+
+use crate::{
+    admin::{self, Admin, Readiness},
+    api::duration::Duration,
+    cluster::Cluster,
+    core::message::DOCS,
+    shutdown::{self, Shutdown},
+    telemetry::Metrics,
+    tls::{self, ServedCertificate},
+    webhook::{
+        certificates,
+        judge::Judge,
+        policies,
+        router::{self, Capacity},
+        server::{self, Limits},
+        world::World,
+    },
+};
+
+/// Where the served certificate comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CertificateSource {
+    /// Issued and rotated by the guard itself, kept in a Secret.
+    Own,
+    /// Mounted as files, such as by cert-manager.
+    Mounted,
+}
+
+/// Serves the admission webhook.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  rollout-guard webhook
+  rollout-guard webhook --certificates mounted --certificate-dir /etc/rollout-guard/certificates
+
+Every flag is an environment variable as well: --admin-listen is ROLLOUT_GUARD_ADMIN_LISTEN.")]
+pub struct WebhookArgs {
+    /// Where to serve admission, by TLS.
+    #[arg(long, env = "ROLLOUT_GUARD_LISTEN", default_value = "0.0.0.0:8443", value_name = "ADDRESS")]
+    listen: SocketAddr,
+
+    /// Where to serve /livez, /readyz, /metrics and /certificate, by plain HTTP.
+    #[arg(long, env = "ROLLOUT_GUARD_ADMIN_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    admin_listen: SocketAddr,
+
+    /// The guard's own namespace.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "rollout-guard", value_name = "NAME")]
+    namespace: String,
+
+    /// The Service that the webhook configurations name.
+    #[arg(long, env = "ROLLOUT_GUARD_SERVICE", default_value = "rollout-guard", value_name = "NAME")]
+    service: String,
+
+    /// The ValidatingWebhookConfiguration of this installation.
+    #[arg(
+        long,
+        env = "ROLLOUT_GUARD_VALIDATING_WEBHOOK_CONFIGURATION",
+        default_value = "rollout-guard",
+        value_name = "NAME"
+    )]
+    validating_webhook_configuration: String,
+
+    /// The MutatingWebhookConfiguration of this installation.
+    #[arg(
+        long,
+        env = "ROLLOUT_GUARD_MUTATING_WEBHOOK_CONFIGURATION",
+        default_value = "rollout-guard",
+        value_name = "NAME"
+    )]
+    mutating_webhook_configuration: String,
+
+    /// Where the served certificate comes from.
+    #[arg(long, env = "ROLLOUT_GUARD_CERTIFICATES", value_enum, default_value = "own")]
+    certificates: CertificateSource,
+
+    /// The Secret of the guard's own certificates.
+    #[arg(
+        long,
+        env = "ROLLOUT_GUARD_CERTIFICATE_SECRET",
+        default_value = "rollout-guard-certificates",
+        value_name = "NAME"
+    )]
+    certificate_secret: String,
+
+    /// The directory of mounted certificates: tls.crt and tls.key.
+    #[arg(
+        long,
+        env = "ROLLOUT_GUARD_CERTIFICATE_DIR",
+        default_value = "/etc/rollout-guard/certificates",
+        value_name = "DIR"
+    )]
+    certificate_dir: PathBuf,
+
+    /// Only clients with a certificate of this CA may call (mTLS).
+    #[arg(long, env = "ROLLOUT_GUARD_CLIENT_CA", value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+
+    /// Whether each policy in Enforce gets a ValidatingAdmissionPolicy that stands in for the webhook.
+    #[arg(
+        long,
+        env = "ROLLOUT_GUARD_FALLBACK",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        value_name = "BOOL"
+    )]
+    fallback: bool,
+
+    /// How long to serve on, not ready, after a signal.
+    #[arg(long, env = "ROLLOUT_GUARD_DRAIN_DELAY", default_value = "10s", value_name = "DURATION")]
+    drain_delay: Duration,
+
+    /// How long calls may take to finish after that.
+    #[arg(long, env = "ROLLOUT_GUARD_DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION")]
+    drain_timeout: Duration,
+
+    /// Calls answered at a time; four times as many may queue, more are refused at once.
+    #[arg(long, env = "ROLLOUT_GUARD_MAX_IN_FLIGHT", default_value_t = 256, value_parser = at_least_one(), value_name = "N")]
+    max_in_flight: u32,
+
+    /// Connections at a time; more are closed at once.
+    #[arg(long, env = "ROLLOUT_GUARD_MAX_CONNECTIONS", default_value_t = 1000, value_parser = at_least_one(), value_name = "N")]
+    max_connections: u32,
+
+    /// Where the reason ids are explained: what messages refer to.
+    #[arg(long, env = "ROLLOUT_GUARD_DOCS_URL", default_value = DOCS, value_name = "URL")]
+    docs_url: String,
+}
+
+fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=100_000)
+}
+
+impl WebhookArgs {
+    /// Serves until a signal, then drains.
+    ///
+    /// # Errors
+    /// When a port cannot be bound, no API server is configured, or the client CA cannot be used.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let (trigger, shutdown) = Shutdown::new();
+        shutdown::on_signals(trigger).context("cannot install signal handlers")?;
+
+        let metrics = Metrics::default();
+        let readiness = Readiness::default();
+        let served = ServedCertificate::default();
+        let tls = tls::server_config(served.clone(), self.client_ca.as_deref())?;
+        let cluster = Cluster::connect(None, None).await?;
+        let admin_listener = bind(self.admin_listen).await?;
+        let listener = bind(self.listen).await?;
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen = %self.listen,
+            admin_listen = %self.admin_listen,
+            namespace = self.namespace,
+            certificates = ?self.certificates,
+            fallback = self.fallback,
+            "starting"
+        );
+
+        let serving = readiness.require("serving");
+        let world = World::new(&self.namespace);
+        // All that keeps something up to date: none of it ends before the shutdown.
+        let mut keepers = JoinSet::new();
+        self.keep_certificates(&mut keepers, &cluster, &served, &readiness, &metrics, &shutdown);
+        keepers.spawn(policies::keep(
+            cluster.clone(),
+            world.clone(),
+            policies::Settings {
+                fallback: self.fallback,
+                validating_configuration: self.validating_webhook_configuration.clone(),
+            },
+            policies::Requirements {
+                policies: readiness.require("policies"),
+                namespaces: readiness.require("namespaces"),
+            },
+            metrics.clone(),
+            shutdown.clone(),
+        ));
+
+        // The plain port answers until the very end: a drain is watched there.
+        let (stop_admin, admin_stopped) = Shutdown::new();
+        let admin = Admin::new(readiness, metrics.registry(), Some(served));
+        let admin = tokio::spawn(admin::serve(admin_listener, admin, admin_stopped));
+
+        let judge = Judge {
+            world,
+            access: Arc::new(cluster),
+            metrics: metrics.clone(),
+            docs: self.docs_url.as_str().into(),
+        };
+        let in_flight = self.max_in_flight as usize;
+        let router = router::router(judge, Capacity { in_flight, queued: 4 * in_flight });
+        let limits = Limits {
+            connections: self.max_connections as usize,
+            header_timeout: std::time::Duration::from_secs(5),
+            drain_delay: self.drain_delay.get(),
+            drain_timeout: self.drain_timeout.get(),
+        };
+        let serve = server::serve(listener, tls, router, limits, serving, metrics, shutdown.clone());
+        tokio::select! {
+            () = serve => {}
+            // A task that ends early would leave a guard that only looks alive.
+            ended = keepers.join_next(), if !shutdown.has_started() => {
+                if !shutdown.has_started() {
+                    anyhow::bail!("a task of the webhook ended early: {ended:?}");
+                }
+            }
+        }
+        stop_admin.start();
+        let _ = admin.await;
+        tracing::info!("drained");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn keep_certificates(
+        &self,
+        keepers: &mut JoinSet<()>,
+        cluster: &Cluster,
+        served: &ServedCertificate,
+        readiness: &Readiness,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) {
+        let settings = certificates::Settings::new(
+            &self.namespace,
+            &self.service,
+            &self.certificate_secret,
+            &self.validating_webhook_configuration,
+            &self.mutating_webhook_configuration,
+        );
+        let requirements = certificates::Requirements {
+            certificates: readiness.require("certificates"),
+            ca_bundle: readiness.require("ca-bundle"),
+        };
+        let (cluster, served) = (cluster.clone(), served.clone());
+        let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
+        match self.certificates {
+            CertificateSource::Own => keepers.spawn(certificates::keep_own(
+                settings,
+                cluster,
+                served,
+                requirements,
+                metrics,
+                shutdown,
+            )),
+            CertificateSource::Mounted => keepers.spawn(certificates::keep_mounted(
+                self.certificate_dir.clone(),
+                settings,
+                cluster,
+                served,
+                requirements,
+                metrics,
+                shutdown,
+            )),
+        };
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}

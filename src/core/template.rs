@@ -1,0 +1,106 @@
+//! Whether two pod templates are the same, on raw JSON.
+
+use serde_json::{Number, Value};
+
+/// Says whether two JSON texts are the same value: at once where the bytes are equal, else with the order of
+/// keys, white space, escapes and the way numbers are written left out of account.
+///
+/// A text that cannot be parsed (nested deeper than 128, say) is the same only as itself.
+pub fn same(a: &str, b: &str) -> bool {
+    if a == b {
+        return true;
+    }
+    match (serde_json::from_str::<Value>(a), serde_json::from_str::<Value>(b)) {
+        (Ok(a), Ok(b)) => same_value(&a, &b),
+        _ => false,
+    }
+}
+
+fn same_value(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => same_number(a, b),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| same_value(v, w)))
+        }
+        _ => a == b,
+    }
+}
+
+/// Whole numbers are compared as such, so that none above 2^53 is taken for its neighbour.
+fn same_number(a: &Number, b: &Number) -> bool {
+    match (whole(a), whole(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.as_f64() == b.as_f64(),
+    }
+}
+
+fn whole(number: &Number) -> Option<i128> {
+    number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn order_space_escapes_and_the_writing_of_numbers_are_no_change() {
+        let a = r#"{"spec":{"x":1,"y":[1,2.0]},"metadata":{"labels":{"a":"<b>"}}}"#;
+        let b = r#"{ "metadata": {"labels":{"a":"\u003cb\u003e"}}, "spec":{"y":[1.0,2e0],"x":1} }"#;
+        assert!(same(a, b));
+    }
+
+    #[test]
+    fn values_orders_of_lists_and_absent_keys_are_changes() {
+        for (a, b) in [
+            (r#"{"a":1}"#, r#"{"a":2}"#),
+            (r#"{"a":[1,2]}"#, r#"{"a":[2,1]}"#),
+            (r#"{"a":null}"#, "{}"),
+            (r#"{"a":"1"}"#, r#"{"a":1}"#),
+            (r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#),
+            (r#"{"a":18446744073709551615}"#, r#"{"a":-1}"#),
+        ] {
+            assert!(!same(a, b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_to_read_counts_as_changed_and_harms_nobody() {
+        let deep = |n: usize, end: &str| "[".repeat(n) + end + &"]".repeat(n);
+        assert!(!same(&deep(100_000, "1"), &deep(100_000, "2")));
+        assert!(same(&deep(100_000, "1"), &deep(100_000, "1")));
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::btree_map("[a-z]{1,3}", inner, 0..5)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_is_the_same_however_it_is_printed(value in json()) {
+            let pretty = serde_json::to_string_pretty(&value).expect("prints");
+            prop_assert!(same(&value.to_string(), &pretty));
+        }
+
+        #[test]
+        fn two_values_are_the_same_only_if_they_are_equal(a in json(), b in json()) {
+            prop_assert_eq!(same(&a.to_string(), &b.to_string()), a == b);
+        }
+    }
+}

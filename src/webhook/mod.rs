@@ -1,0 +1,18 @@
+//! The admission webhook, as it runs in every replica.
+//!
+//! ```text
+//!  API server ──TLS──▶ server ─▶ router ─▶ review ─▶ judge ─▶ core::{admission, mutation}
+//!                        ▲                             │
+//!              certificates (issue, rotate, publish)   └─▶ world ◀─ policies (watch, status, fallback)
+//! ```
+//!
+//! A decision needs the review and what [`world`] holds in memory; no call to the API server, except one to
+//! ask whether somebody may override.
+
+pub mod certificates;
+pub mod judge;
+pub mod policies;
+pub mod review;
+pub mod router;
+pub mod server;
+pub mod world;

@@ -1,0 +1,140 @@
+//! What every replica holds in memory to decide by: the policies in force and the labels of namespaces.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use arc_swap::ArcSwap;
+
+use crate::core::policy::{Labels, Policy, PolicySet, SYSTEM_NAMESPACES};
+
+/// The label that the API server puts on every namespace.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Policies and namespaces. Clones share the same state.
+#[derive(Clone, Debug)]
+pub struct World(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    policies: ArcSwap<PolicySet>,
+    namespaces: RwLock<HashMap<String, Labels>>,
+    own_namespace: String,
+}
+
+impl World {
+    /// Returns a world without policies. `own_namespace` is the guard's, which is never guarded.
+    pub fn new(own_namespace: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            policies: ArcSwap::default(),
+            namespaces: RwLock::default(),
+            own_namespace: own_namespace.into(),
+        }))
+    }
+
+    /// Puts `policies` in force.
+    pub fn set_policies(&self, policies: PolicySet) {
+        self.0.policies.store(Arc::new(policies));
+    }
+
+    /// Returns the policies in force.
+    pub fn policies(&self) -> Arc<PolicySet> {
+        self.0.policies.load_full()
+    }
+
+    /// Returns the guard's own namespace.
+    pub fn own_namespace(&self) -> &str {
+        &self.0.own_namespace
+    }
+
+    /// Says whether Deployments of `namespace` are never guarded.
+    pub fn is_excluded(&self, namespace: &str) -> bool {
+        SYSTEM_NAMESPACES.contains(&namespace) || namespace == self.0.own_namespace
+    }
+
+    /// Learns the labels of a namespace, or that it is gone.
+    pub fn set_namespace(&self, name: &str, labels: Option<Labels>) {
+        let mut namespaces = self.0.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+        match labels {
+            Some(labels) => {
+                namespaces.insert(name.to_owned(), labels);
+            }
+            None => {
+                namespaces.remove(name);
+            }
+        }
+    }
+
+    /// Forgets the namespaces that are not in `names`.
+    pub fn retain_namespaces(&self, names: &std::collections::HashSet<String>) {
+        let mut namespaces = self.0.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+        namespaces.retain(|name, _| names.contains(name));
+    }
+
+    /// Returns the policy that applies to a Deployment. `labels` is asked only if some policy selects by them.
+    pub fn effective(&self, namespace: &str, labels: impl FnOnce() -> Labels) -> Option<Arc<Policy>> {
+        if self.is_excluded(namespace) {
+            return None;
+        }
+        let policies = self.0.policies.load();
+        // The most common case is one policy for everything: no labels are copied or looked up for it.
+        if let Some(first) = policies.ranked().first()
+            && first.namespaces.selects_all()
+            && first.deployments.selects_all()
+        {
+            return Some(Arc::clone(first));
+        }
+        let labels = labels();
+        let namespaces = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        match namespaces.get(namespace) {
+            Some(known) => policies.effective(known, &labels).cloned(),
+            // Created a moment ago: the one label that it has for certain.
+            None => {
+                let name = Labels::from([(NAME_LABEL.to_owned(), namespace.to_owned())]);
+                policies.effective(&name, &labels).cloned()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::core::policy::compile;
+
+    fn world(specs: &[(&str, serde_json::Value)]) -> World {
+        let world = World::new("rollout-guard");
+        let policies = specs.iter().map(|(name, spec)| {
+            Arc::new(compile(name, 1, &serde_json::from_value(spec.clone()).expect("spec")).expect("valid"))
+        });
+        world.set_policies(PolicySet::new(policies));
+        world
+    }
+
+    fn named(world: &World, namespace: &str) -> Option<String> {
+        world.effective(namespace, Labels::new).map(|policy| policy.name.clone())
+    }
+
+    #[test]
+    fn system_namespaces_and_the_guards_own_are_never_guarded() {
+        let world = world(&[("default", json!({}))]);
+        for namespace in ["kube-system", "kube-public", "kube-node-lease", "rollout-guard"] {
+            assert_eq!(named(&world, namespace), None, "{namespace}");
+        }
+        assert_eq!(named(&world, "shop"), Some("default".to_owned()));
+    }
+
+    #[test]
+    fn a_namespace_selector_goes_by_the_labels_of_the_namespace() {
+        let prod = json!({"priority": 1, "namespaceSelector": {"matchLabels": {"env": "prod"}}});
+        let world = world(&[("default", json!({})), ("prod", prod)]);
+        assert_eq!(named(&world, "shop"), Some("default".to_owned()));
+        world.set_namespace("shop", Some(Labels::from([("env".to_owned(), "prod".to_owned())])));
+        assert_eq!(named(&world, "shop"), Some("prod".to_owned()));
+        world.set_namespace("shop", None);
+        assert_eq!(named(&world, "shop"), Some("default".to_owned()));
+    }
+}

@@ -1,0 +1,816 @@
+//! The chart and the manifests: rendered with a real Helm and read as YAML, and compared with what the Rust types say.
+//!
+//! `UPDATE_MANIFESTS=1` writes the generated files anew instead of comparing them (`make manifests`). Helm is taken from
+//! the environment variable `HELM`, else from the PATH; without it these tests fail, as there is nothing to test then.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the whole file is a test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+const RELEASE: &str = "rollout-guard";
+const NAMESPACE: &str = "rollout-guard";
+const SECRET: &str = "rollout-guard-certificates";
+
+/// The oldest version the chart is for; a Helm built without a version of its own would assume one older still.
+const KUBE_VERSION: &str = "1.30.0";
+
+/// Namespaces that no values may bring under the webhooks; the release's own comes on top.
+const NEVER_GUARDED: [&str; 3] = ["kube-system", "kube-node-lease", "kube-public"];
+
+/// What install.yaml has in front of the rendered chart.
+const NAMESPACE_OBJECT: &str = "\
+# Rendered from charts/rollout-guard. Do not edit: change the chart, then run `make manifests`.
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: rollout-guard
+  labels:
+    pod-security.kubernetes.io/enforce: restricted
+    pod-security.kubernetes.io/audit: restricted
+    pod-security.kubernetes.io/warn: restricted
+";
+
+/// Combinations of values, as for `--set`, for what must hold whatever the values are.
+const COMBINATIONS: [&[&str]; 12] = [
+    &[],
+    &["certManager.enabled=true"],
+    &[
+        "certManager.enabled=true",
+        "certManager.issuerRef.name=pki",
+        "certManager.issuerRef.kind=ClusterIssuer",
+    ],
+    &["fallback.enabled=false"],
+    &["webhook.failurePolicy=Fail"],
+    &["networkPolicy.enabled=true"],
+    &["serviceMonitor.enabled=true"],
+    &["replicas=1"],
+    &["replicas=5", "podDisruptionBudget.minAvailable=3"],
+    &["fullnameOverride=door", "webhook.clientCA.configMap=ca", "docsURL=https://docs.example.com/"],
+    &[
+        "webhook.excludedNamespaces={vendor}",
+        "webhook.namespaceSelector.matchLabels.guard=yes",
+        "runAsUser=null",
+    ],
+    // An attempt to bring the fixed namespaces back.
+    &[
+        "webhook.namespaceSelector.matchExpressions[0].key=kubernetes.io/metadata.name",
+        "webhook.namespaceSelector.matchExpressions[0].operator=In",
+        "webhook.namespaceSelector.matchExpressions[0].values={kube-system,kube-node-lease,rollout-guard,shop}",
+    ],
+];
+
+// Generated files
+
+#[test]
+fn the_crds_in_manifests_and_chart_are_those_of_the_rust_types() {
+    let crds = rollout_guard::api::crds();
+    assert!(!crds.is_empty(), "no CRD at all");
+    for (name, crd) in &crds {
+        let text = format!(
+            "# Generated from src/api. Do not edit: change the types, then run `make manifests`.\n{}",
+            serde_yaml_ng::to_string(crd).unwrap()
+        );
+        for directory in ["manifests/crds", "charts/rollout-guard/crds"] {
+            let path = root().join(directory).join(format!("{name}.yaml"));
+            let same = fs::read_to_string(&path).is_ok_and(|stored| stored == text);
+            update_or_require(&path, &text, same);
+        }
+    }
+    for directory in ["manifests/crds", "charts/rollout-guard/crds"] {
+        for entry in fs::read_dir(root().join(directory)).unwrap() {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            let known = crds.iter().any(|(name, _)| file == format!("{name}.yaml"));
+            assert!(known || !file.ends_with(".yaml"), "{directory}/{file} is of no Rust type");
+        }
+    }
+}
+
+/// Compared object by object: Helm 3 and Helm 4 lay the text out differently and order objects of a kind differently.
+#[test]
+fn install_yaml_is_what_the_chart_renders() {
+    let text = format!("{NAMESPACE_OBJECT}{}", render_text(&[]));
+    let path = root().join("manifests/install.yaml");
+    let same = fs::read_to_string(&path).is_ok_and(|stored| {
+        let stored = documents(&stored);
+        let first = stored.first().is_some_and(|object| object["kind"] == "Namespace");
+        first && by_identity(stored) == by_identity(documents(&text))
+    });
+    update_or_require(&path, &text, same);
+}
+
+#[test]
+fn the_kustomization_holds_every_manifest() {
+    let kustomization = &documents(&read("manifests/kustomization.yaml"))[0];
+    let mut expected: Vec<String> =
+        rollout_guard::api::crds().iter().map(|(name, _)| format!("crds/{name}.yaml")).collect();
+    expected.push("install.yaml".into());
+    assert_eq!(strings(&kustomization["resources"]), expected);
+}
+
+// Values, schema and README in step
+
+#[test]
+fn the_readme_lists_every_value_with_its_true_default() {
+    let readme = read("charts/rollout-guard/README.md");
+    let mut listed = BTreeMap::new();
+    for row in readme.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).splitn(3, " | ").collect();
+        let [name, default, meaning] = cells[..] else { panic!("not a row of three cells: {row}") };
+        let default = serde_json::from_str(default.trim_matches('`'))
+            .unwrap_or_else(|error| panic!("the default of {name} is not JSON: {error}"));
+        assert!(meaning.len() > 3, "{name} is not explained");
+        assert!(listed.insert(name.trim_matches('`').to_owned(), default).is_none(), "{name} stands twice");
+    }
+    assert_eq!(listed, leaves(&values()));
+}
+
+#[test]
+fn the_schema_describes_every_value_and_allows_no_other() {
+    let schema: Value = serde_json::from_str(&read("charts/rollout-guard/values.schema.json")).unwrap();
+    for path in leaves(&values()).keys() {
+        let mut node = &schema;
+        for (depth, key) in path.split('.').enumerate() {
+            // Quantities and policies have schemas elsewhere.
+            let above = path.split('.').take(depth).collect::<Vec<_>>().join(".");
+            if !["defaultPolicy.spec", "resources.requests", "resources.limits"].contains(&&*above) {
+                assert_eq!(node["additionalProperties"], false, "{above:?} lets unknown values through");
+            }
+            node = &node["properties"][key];
+            assert!(node.is_object(), "{path} is not in the schema");
+        }
+        let typed = node.get("type").is_some() || node.get("enum").is_some();
+        assert!(typed, "{path} may be of any type");
+        if !path.starts_with("resources.") {
+            assert!(node["description"].is_string(), "{path} has no description");
+        }
+    }
+    let known = values();
+    for name in schema["properties"].as_object().unwrap().keys() {
+        let of_the_parent = ["enabled", "global"].contains(&name.as_str());
+        assert!(of_the_parent || known.get(name).is_some(), "{name} is in the schema and not in values.yaml");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_in_words_that_name_them() {
+    for (set, words) in [
+        ("webhook.failurePolicy=Maybe", ["/webhook/failurePolicy", "'Ignore', 'Fail'"]),
+        ("webhook.mutatingFailurePolicy=Fail", ["webhook", "mutatingFailurePolicy"]),
+        ("webhook.timeoutSeconds=0", ["/webhook/timeoutSeconds", "want 1"]),
+        ("webhook.excludedNamespaces={Shop}", ["/webhook/excludedNamespaces/0", "Shop"]),
+        ("replica=3", ["additional properties", "replica"]),
+        ("replicas=0", ["/replicas", "want 1"]),
+        ("replicas=many", ["/replicas", "integer"]),
+        ("runAsUser=0", ["/runAsUser", "want 1"]),
+        ("image.digest=latest", ["/image/digest", "latest"]),
+        ("log.format=xml", ["/log/format", "'json', 'text'"]),
+        ("defaultPolicy.spec.mode=enforce", ["/defaultPolicy/spec/mode", "'Enforce'"]),
+        ("certManager.issuer.name=pki", ["certManager", "issuer"]),
+        ("podDisruptionBudget.minAvailable=2", ["podDisruptionBudget.minAvailable (2)", "replicas (2)"]),
+        ("serviceAccount.create=false", ["serviceAccount.create is false", "serviceAccount.name"]),
+        ("extraEnv[0].name=POD_NAME", ["extraEnv", "POD_NAME"]),
+        ("extraArgs={listen}", ["/extraArgs/0", "listen"]),
+    ] {
+        let output = helm_template(&[set]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{set} was accepted");
+        for word in words {
+            assert!(error.contains(word), "{set}: no {word:?} in: {error}");
+        }
+    }
+}
+
+#[test]
+fn helm_lint_finds_nothing_to_say() {
+    let output = helm(&["lint", "--strict", "--kube-version", KUBE_VERSION, &chart()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+// Webhook configurations
+
+/// Fault 28: kube-system, kube-node-lease, nodes, CSRs, token reviews are provably never matched.
+#[test]
+fn fault_28_system_namespaces_and_everything_but_deployments_are_never_matched() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        for (kind, operations) in [
+            ("ValidatingWebhookConfiguration", vec!["UPDATE"]),
+            ("MutatingWebhookConfiguration", vec!["CREATE", "UPDATE"]),
+        ] {
+            let webhook = only_webhook(&objects, kind);
+            // One rule and no wildcard: whatever is not this resource is not matched in any namespace.
+            assert_eq!(
+                webhook["rules"],
+                json!([{
+                    "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"],
+                    "operations": operations, "scope": "Namespaced",
+                }]),
+                "{kind} {set:?}"
+            );
+            for (group, resource) in [
+                ("", "nodes"),
+                ("", "nodes/status"),
+                ("", "pods"),
+                ("", "secrets"),
+                ("", "namespaces"),
+                ("apps", "daemonsets"),
+                ("apps", "deployments/scale"),
+                ("apps", "deployments/status"),
+                ("apps", "replicasets"),
+                ("admissionregistration.k8s.io", "validatingwebhookconfigurations"),
+                ("authentication.k8s.io", "tokenreviews"),
+                ("authorization.k8s.io", "subjectaccessreviews"),
+                ("certificates.k8s.io", "certificatesigningrequests"),
+                ("coordination.k8s.io", "leases"),
+            ] {
+                for operation in ["CREATE", "UPDATE", "DELETE", "CONNECT"] {
+                    assert!(
+                        !rules_match(webhook, group, resource, operation),
+                        "{kind} {set:?}: {operation} {resource}"
+                    );
+                }
+            }
+            for namespace in NEVER_GUARDED.into_iter().chain([NAMESPACE]) {
+                // With every label that the combinations ask for.
+                let labels = [("kubernetes.io/metadata.name", namespace), ("guard", "yes")];
+                assert!(
+                    !selector_matches(&webhook["namespaceSelector"], &labels),
+                    "{kind} {set:?}: {namespace}"
+                );
+            }
+            let shop = [("kubernetes.io/metadata.name", "shop"), ("guard", "yes")];
+            assert!(
+                selector_matches(&webhook["namespaceSelector"], &shop),
+                "{kind} {set:?}: shop is not guarded"
+            );
+            assert!(rules_match(webhook, "apps", "deployments", "UPDATE"));
+        }
+    }
+    let objects =
+        render(&["webhook.excludedNamespaces={vendor}", "webhook.namespaceSelector.matchLabels.guard=yes"]);
+    let selector = &only_webhook(&objects, "ValidatingWebhookConfiguration")["namespaceSelector"];
+    assert!(!selector_matches(selector, &[("kubernetes.io/metadata.name", "vendor"), ("guard", "yes")]));
+    assert!(!selector_matches(selector, &[("kubernetes.io/metadata.name", "shop")]));
+}
+
+#[test]
+fn the_release_namespace_is_left_out_whatever_its_name() {
+    let output =
+        helm(&["template", RELEASE, &chart(), "--namespace", "platform", "--kube-version", KUBE_VERSION]);
+    let objects = documents(&String::from_utf8(output.stdout).unwrap());
+    for kind in ["ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"] {
+        let selector = &only_webhook(&objects, kind)["namespaceSelector"];
+        assert!(!selector_matches(selector, &[("kubernetes.io/metadata.name", "platform")]));
+    }
+}
+
+#[test]
+fn the_mutating_webhook_never_fails_an_update() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let expected = if set.contains(&"webhook.failurePolicy=Fail") { "Fail" } else { "Ignore" };
+        assert_eq!(
+            only_webhook(&objects, "ValidatingWebhookConfiguration")["failurePolicy"],
+            expected,
+            "{set:?}"
+        );
+        assert_eq!(
+            only_webhook(&objects, "MutatingWebhookConfiguration")["failurePolicy"],
+            "Ignore",
+            "{set:?}"
+        );
+    }
+}
+
+#[test]
+fn webhooks_reach_the_service_of_the_release_and_are_asked_only_when_it_matters() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let service = names(&objects, "Service").into_iter().next().unwrap();
+        for (kind, path) in
+            [("ValidatingWebhookConfiguration", "/validate"), ("MutatingWebhookConfiguration", "/mutate")]
+        {
+            let webhook = only_webhook(&objects, kind);
+            let expected = json!({"name": service, "namespace": NAMESPACE, "path": path, "port": 443});
+            assert_eq!(webhook["clientConfig"]["service"], expected, "{kind} {set:?}");
+            assert_eq!(webhook["admissionReviewVersions"], json!(["v1"]));
+            assert_eq!(webhook["matchPolicy"], "Equivalent");
+            assert_eq!(webhook["sideEffects"], "None");
+        }
+        let validating = only_webhook(&objects, "ValidatingWebhookConfiguration");
+        let conditions: Vec<&str> =
+            array(&validating["matchConditions"]).iter().map(|condition| text(&condition["name"])).collect();
+        assert_eq!(conditions, ["not-being-deleted", "generation-changed", "pod-template-changed"]);
+    }
+}
+
+#[test]
+fn the_chart_says_nothing_about_the_ca_bundle() {
+    for set in COMBINATIONS {
+        for kind in ["ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"] {
+            let objects = render(set);
+            let configuration = only(&objects, kind);
+            let webhook = only_webhook(&objects, kind);
+            assert!(webhook["clientConfig"].get("caBundle").is_none(), "{kind} {set:?}");
+            let injected = &configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
+            if is_mounted(set) {
+                let certificate = of_kind(&objects, "Certificate").last().copied().unwrap();
+                let from = format!("{NAMESPACE}/{}", text(&certificate["metadata"]["name"]));
+                assert_eq!(injected, &json!(from), "{kind} {set:?}");
+            } else {
+                assert!(injected.is_null(), "{kind} {set:?}");
+            }
+        }
+    }
+}
+
+// Rights
+
+#[test]
+fn no_role_has_a_wildcard() {
+    for set in COMBINATIONS {
+        for role in roles(&render(set)) {
+            for rule in array(&role["rules"]) {
+                for field in ["apiGroups", "resources", "verbs", "resourceNames", "nonResourceURLs"] {
+                    let wild = rule
+                        .get(field)
+                        .is_some_and(|list| strings(list).iter().any(|word| word.contains('*')));
+                    assert!(!wild, "{set:?}: {rule}");
+                }
+                assert!(rule.get("nonResourceURLs").is_none(), "{set:?}: {rule}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_right_to_write_is_one_of_these() {
+    let common = [
+        "create authorization.k8s.io/subjectaccessreviews",
+        "override rollout-guard.io/rolloutpolicies",
+        "patch rollout-guard.io/rolloutpolicies/status",
+    ];
+    let fallback = [
+        "create admissionregistration.k8s.io/validatingadmissionpolicies",
+        "create admissionregistration.k8s.io/validatingadmissionpolicybindings",
+        "delete admissionregistration.k8s.io/validatingadmissionpolicies",
+        "delete admissionregistration.k8s.io/validatingadmissionpolicybindings",
+        "patch admissionregistration.k8s.io/validatingadmissionpolicies",
+        "patch admissionregistration.k8s.io/validatingadmissionpolicybindings",
+    ];
+    let own_certificates = [
+        "create /secrets",
+        "patch /secrets named rollout-guard-certificates",
+        "patch admissionregistration.k8s.io/mutatingwebhookconfigurations named rollout-guard",
+        "patch admissionregistration.k8s.io/validatingwebhookconfigurations named rollout-guard",
+        "update /secrets named rollout-guard-certificates",
+    ];
+    let set_of =
+        |lists: &[&[&str]]| lists.concat().iter().map(|right| (*right).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(writes(&render(&[])), set_of(&[&common, &fallback, &own_certificates]));
+    assert_eq!(writes(&render(&["fallback.enabled=false"])), set_of(&[&common, &own_certificates]));
+    assert_eq!(writes(&render(&["certManager.enabled=true"])), set_of(&[&common, &fallback]));
+}
+
+#[test]
+fn secrets_are_in_reach_only_by_name_and_in_the_release_namespace() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        for role in roles(&objects) {
+            for rule in array(&role["rules"])
+                .iter()
+                .filter(|rule| strings(&rule["resources"]).contains(&"secrets".into()))
+            {
+                assert!(!is_mounted(set), "{set:?}: cert-manager's mode needs no right to Secrets");
+                assert_eq!(role["kind"], "Role", "{set:?}");
+                assert_eq!(role["metadata"]["namespace"], NAMESPACE, "{set:?}");
+                if strings(&rule["verbs"]) != ["create"] {
+                    let argument = argument(&objects, "certificate-secret").unwrap();
+                    assert_eq!(rule["resourceNames"], json!([argument]), "{set:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(argument(&render(&[]), "certificate-secret").as_deref(), Some(SECRET));
+}
+
+#[test]
+fn the_guards_roles_are_bound_to_its_account_alone_and_the_override_to_nobody() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let account = names(&objects, "ServiceAccount")[0].clone();
+        let bindings: Vec<&Value> =
+            ["ClusterRoleBinding", "RoleBinding"].iter().flat_map(|kind| of_kind(&objects, kind)).collect();
+        assert!(!bindings.is_empty());
+        for binding in bindings {
+            let subject = json!([{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}]);
+            assert_eq!(binding["subjects"], subject, "{set:?}");
+            let role = text(&binding["roleRef"]["name"]);
+            assert!(!role.ends_with("-override") && !role.ends_with("-view"), "{set:?}: {role} is bound");
+        }
+        assert_eq!(deployment(&objects)["spec"]["template"]["spec"]["serviceAccountName"], json!(account));
+    }
+}
+
+// The pods
+
+#[test]
+fn pods_meet_the_restricted_pod_security_standard() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let pod = &deployment(&objects)["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{set:?}");
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{set:?}");
+        let user = if set.contains(&"runAsUser=null") { Value::Null } else { json!(65532) };
+        assert_eq!(pod["securityContext"]["runAsUser"], user, "{set:?}");
+        for field in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod.get(field).is_none(), "{set:?}: {field}");
+        }
+        for volume in pod.get("volumes").map(array).unwrap_or_default() {
+            assert!(volume.get("secret").is_some() || volume.get("configMap").is_some(), "{set:?}: {volume}");
+        }
+        let containers = array(&pod["containers"]);
+        assert_eq!(containers.len(), 1);
+        let expected = json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        });
+        assert_eq!(containers[0]["securityContext"], expected, "{set:?}");
+        assert!(containers[0]["resources"]["limits"].get("cpu").is_none(), "a CPU limit throttles admission");
+    }
+}
+
+#[test]
+fn every_flag_of_the_deployment_exists_and_none_can_be_given_twice() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_rollout-guard")).args(["webhook", "--help"]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "rollout-guard webhook --help: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let help = String::from_utf8(output.stdout).unwrap();
+    let known: BTreeSet<&str> = help
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter_map(|word| word.strip_prefix("--"))
+        .collect();
+    let mut used = BTreeSet::new();
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let arguments = strings(&container(&objects)["args"]);
+        assert_eq!(arguments[0], "webhook");
+        let flags: Vec<String> = arguments[1..]
+            .iter()
+            .map(|argument| argument.strip_prefix("--").unwrap().split('=').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(flags.iter().collect::<BTreeSet<_>>().len(), flags.len(), "{set:?}: a flag stands twice");
+        used.extend(flags);
+    }
+    for flag in used {
+        assert!(known.contains(flag.as_str()), "the Deployment passes --{flag}, which is unknown to: {help}");
+        let output = helm_template(&[&format!("extraArgs={{--{flag}=x}}")]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            error.contains(&format!("--{flag}: the chart sets it")),
+            "extraArgs may repeat --{flag}: {error}"
+        );
+    }
+}
+
+#[test]
+fn the_grace_period_is_longer_than_the_drain() {
+    for set in [
+        &[][..],
+        &["shutdown.preStopSeconds=0"],
+        &["shutdown.drainDelaySeconds=60", "shutdown.drainTimeoutSeconds=90"],
+    ] {
+        let objects = render(set);
+        let seconds =
+            |flag| argument(&objects, flag).unwrap().strip_suffix('s').unwrap().parse::<u64>().unwrap();
+        let sleep = &container(&objects)["lifecycle"]["preStop"]["sleep"]["seconds"];
+        let sum = sleep.as_u64().unwrap_or(0) + seconds("drain-delay") + seconds("drain-timeout");
+        let grace = deployment(&objects)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            .as_u64()
+            .unwrap();
+        assert!(grace > sum, "{set:?}: {grace} s for {sum} s");
+    }
+}
+
+#[test]
+fn an_update_of_the_guard_never_takes_a_ready_pod_first() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let spec = &deployment(&objects)["spec"];
+        let strategy =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+        assert_eq!(spec["strategy"], strategy);
+        let selector = spec["selector"]["matchLabels"].as_object().unwrap();
+        let labels = spec["template"]["metadata"]["labels"].as_object().unwrap();
+        assert!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{set:?}");
+        for service in of_kind(&objects, "Service") {
+            assert_eq!(service["spec"]["selector"], spec["selector"]["matchLabels"], "{set:?}");
+        }
+        let ports: Vec<&str> =
+            array(&container(&objects)["ports"]).iter().map(|port| text(&port["name"])).collect();
+        assert_eq!(ports, ["https", "admin"]);
+        for (probe, path) in
+            [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
+        {
+            assert_eq!(
+                container(&objects)[probe]["httpGet"],
+                json!({"path": path, "port": "admin"}),
+                "{set:?}"
+            );
+        }
+        let replicas = spec["replicas"].as_u64().unwrap();
+        let budgets = of_kind(&objects, "PodDisruptionBudget");
+        assert_eq!(budgets.len(), usize::from(replicas > 1), "{set:?}");
+        for budget in budgets {
+            assert!(budget["spec"]["minAvailable"].as_u64().unwrap() < replicas, "{set:?}");
+        }
+    }
+}
+
+// Parts by choice
+
+#[test]
+fn parts_by_choice_are_there_only_when_chosen() {
+    let by_choice = ["Certificate", "Issuer", "NetworkPolicy", "ServiceMonitor"];
+    let kinds = |set: &[&str]| {
+        let objects = render(set);
+        by_choice.map(|kind| of_kind(&objects, kind).len())
+    };
+    assert_eq!(kinds(&[]), [0, 0, 0, 0]);
+    assert_eq!(kinds(&["certManager.enabled=true"]), [2, 2, 0, 0]);
+    assert_eq!(kinds(&["certManager.enabled=true", "certManager.issuerRef.name=pki"]), [1, 0, 0, 0]);
+    assert_eq!(kinds(&["networkPolicy.enabled=true"]), [0, 0, 1, 0]);
+    assert_eq!(kinds(&["serviceMonitor.enabled=true"]), [0, 0, 0, 1]);
+    assert!(of_kind(&render(&["defaultPolicy.create=false"]), "RolloutPolicy").is_empty());
+    assert!(roles(&render(&["rbac.create=false"])).is_empty());
+}
+
+#[test]
+fn cert_managers_certificate_is_mounted_and_good_for_the_service() {
+    let objects = render(&["certManager.enabled=true", "clusterDomain=corp.example"]);
+    let certificate = of_kind(&objects, "Certificate")
+        .into_iter()
+        .find(|certificate| certificate["spec"].get("isCA").is_none())
+        .unwrap();
+    assert_eq!(
+        certificate["spec"]["dnsNames"],
+        json!(["rollout-guard.rollout-guard.svc", "rollout-guard.rollout-guard.svc.corp.example"])
+    );
+    assert_eq!(certificate["spec"]["privateKey"]["algorithm"], "ECDSA");
+    assert_eq!(certificate["spec"]["privateKey"]["size"], 256);
+    let pod = &deployment(&objects)["spec"]["template"]["spec"];
+    assert_eq!(pod["volumes"][0]["secret"]["secretName"], certificate["spec"]["secretName"]);
+    let mount = &container(&objects)["volumeMounts"][0];
+    assert_eq!(mount["readOnly"], true);
+    assert_eq!(argument(&objects, "certificates").as_deref(), Some("mounted"));
+    assert_eq!(argument(&objects, "certificate-dir").as_deref(), mount["mountPath"].as_str());
+    assert_ne!(
+        certificate["spec"]["secretName"], SECRET,
+        "the two modes must not overwrite each other's Secret"
+    );
+}
+
+#[test]
+fn the_default_policy_enforces_and_leaves_the_rest_to_the_crd() {
+    let objects = render(&[]);
+    let policy = only(&objects, "RolloutPolicy");
+    assert_eq!(policy["metadata"]["name"], "default");
+    assert_eq!(policy["spec"], json!({"mode": "Enforce", "priority": 0}));
+}
+
+#[test]
+fn every_object_is_labelled_and_in_the_release_namespace() {
+    for set in COMBINATIONS {
+        for object in render(set) {
+            let kind = text(&object["kind"]);
+            let labels = &object["metadata"]["labels"];
+            assert_eq!(labels["app.kubernetes.io/name"], "rollout-guard", "{set:?}: {kind}");
+            assert_eq!(labels["app.kubernetes.io/instance"], RELEASE, "{set:?}: {kind}");
+            let cluster_scoped = kind.starts_with("Cluster")
+                || kind.ends_with("WebhookConfiguration")
+                || kind == "RolloutPolicy";
+            assert_eq!(object["metadata"].get("namespace").is_none(), cluster_scoped, "{set:?}: {kind}");
+        }
+    }
+}
+
+// Helm
+
+fn helm(arguments: &[&str]) -> Output {
+    let program = std::env::var_os("HELM").unwrap_or_else(|| "helm".into());
+    Command::new(&program).args(arguments).output().unwrap_or_else(|error| {
+        panic!(
+            "cannot run {}: {error}. These tests need Helm 3 or 4: put it on the PATH or name it in HELM (`make test` does)",
+            Path::new(&program).display()
+        )
+    })
+}
+
+fn helm_template(set: &[&str]) -> Output {
+    let chart = chart();
+    let mut arguments =
+        vec!["template", RELEASE, &chart, "--namespace", NAMESPACE, "--kube-version", KUBE_VERSION];
+    for value in set {
+        arguments.extend(["--set", value]);
+    }
+    helm(&arguments)
+}
+
+fn render_text(set: &[&str]) -> String {
+    let output = helm_template(set);
+    assert!(output.status.success(), "{set:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn render(set: &[&str]) -> Vec<Value> {
+    documents(&render_text(set))
+}
+
+// Files
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn chart() -> String {
+    root().join("charts/rollout-guard").into_os_string().into_string().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+fn update_or_require(path: &Path, text: &str, same: bool) {
+    if std::env::var_os("UPDATE_MANIFESTS").is_some_and(|value| value == "1") {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    } else {
+        let path = path.strip_prefix(root()).unwrap();
+        assert!(
+            same,
+            "{} is missing or out of date: run `make manifests` and look at the difference",
+            path.display()
+        );
+    }
+}
+
+fn values() -> Value {
+    documents(&read("charts/rollout-guard/values.yaml")).remove(0)
+}
+
+/// Returns the documents of a YAML stream that are not empty.
+fn documents(text: &str) -> Vec<Value> {
+    serde_yaml_ng::Deserializer::from_str(text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|value| !value.is_null())
+        .collect()
+}
+
+/// Returns the values that hold no further ones, each by its dotted path.
+fn leaves(value: &Value) -> BTreeMap<String, Value> {
+    fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
+        match value.as_object() {
+            Some(map) if !map.is_empty() => {
+                for (key, value) in map {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, value, found);
+                }
+            }
+            _ => {
+                found.insert(path.to_owned(), value.clone());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", value, &mut found);
+    found
+}
+
+// Objects
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+/// Returns the objects by kind, namespace and name, no two of which may be the same.
+fn by_identity(objects: Vec<Value>) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for object in objects {
+        let metadata = &object["metadata"];
+        let identity = format!("{} {} {}", object["kind"], metadata["namespace"], metadata["name"]);
+        assert!(found.insert(identity.clone(), object).is_none(), "{identity} stands twice");
+    }
+    found
+}
+
+fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found = of_kind(objects, kind);
+    assert_eq!(found.len(), 1, "{kind}");
+    found[0]
+}
+
+fn only_webhook<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let webhooks = array(&only(objects, kind)["webhooks"]);
+    assert_eq!(webhooks.len(), 1, "{kind}");
+    &webhooks[0]
+}
+
+fn names(objects: &[Value], kind: &str) -> Vec<String> {
+    of_kind(objects, kind).iter().map(|object| text(&object["metadata"]["name"]).to_owned()).collect()
+}
+
+fn deployment(objects: &[Value]) -> &Value {
+    only(objects, "Deployment")
+}
+
+fn container(objects: &[Value]) -> &Value {
+    &deployment(objects)["spec"]["template"]["spec"]["containers"][0]
+}
+
+/// Returns the value of `--<flag>=<value>` among the container's arguments.
+fn argument(objects: &[Value], flag: &str) -> Option<String> {
+    let prefix = format!("--{flag}=");
+    strings(&container(objects)["args"])
+        .iter()
+        .find_map(|argument| argument.strip_prefix(&prefix).map(str::to_owned))
+}
+
+fn roles(objects: &[Value]) -> Vec<&Value> {
+    ["ClusterRole", "Role"].iter().flat_map(|kind| of_kind(objects, kind)).collect()
+}
+
+/// Returns each right that is more than reading, as `<verb> <group>/<resource>[ named <name>]`.
+fn writes(objects: &[Value]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for rule in roles(objects).into_iter().flat_map(|role| array(&role["rules"])) {
+        let names = rule.get("resourceNames").map(strings).unwrap_or_default();
+        let suffix = if names.is_empty() { String::new() } else { format!(" named {}", names.join(" ")) };
+        for verb in
+            strings(&rule["verbs"]).iter().filter(|verb| !["get", "list", "watch"].contains(&verb.as_str()))
+        {
+            for group in strings(&rule["apiGroups"]) {
+                for resource in strings(&rule["resources"]) {
+                    found.insert(format!("{verb} {group}/{resource}{suffix}"));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn is_mounted(set: &[&str]) -> bool {
+    set.contains(&"certManager.enabled=true")
+}
+
+/// Returns whether a rule of the webhook takes the request, as the API server judges it.
+fn rules_match(webhook: &Value, group: &str, resource: &str, operation: &str) -> bool {
+    array(&webhook["rules"]).iter().any(|rule| {
+        let has =
+            |field: &str, word: &str| strings(&rule[field]).iter().any(|item| item == "*" || item == word);
+        has("apiGroups", group) && has("resources", resource) && has("operations", operation)
+    })
+}
+
+/// Returns whether a label selector takes an object with these labels. An operator it does not know is taken for a
+/// match, so that a test that wants none fails.
+fn selector_matches(selector: &Value, labels: &[(&str, &str)]) -> bool {
+    let label = |key: &str| labels.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+    let by_labels = selector["matchLabels"]
+        .as_object()
+        .is_none_or(|map| map.iter().all(|(key, value)| label(key) == value.as_str()));
+    let by_expressions =
+        selector.get("matchExpressions").map(array).unwrap_or_default().iter().all(|expression| {
+            let value = label(text(&expression["key"]));
+            let among =
+                || value.is_some_and(|value| strings(&expression["values"]).iter().any(|item| item == value));
+            match text(&expression["operator"]) {
+                "In" => among(),
+                "NotIn" => !among(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => true,
+            }
+        });
+    by_labels && by_expressions
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map_or_else(|| panic!("not a list: {value}"), Vec::as_slice)
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    array(value).iter().map(|item| text(item).to_owned()).collect()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
+}
