@@ -9,6 +9,7 @@ ROOT=$(cd "$HERE/../.." && pwd)
 
 CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rollout-guard
 STATE=$CACHE/kind
+# shellcheck disable=SC2034 # used by those who source this
 OUT=$ROOT/target/kind
 mkdir -p "$STATE/log" "$STATE/clusters"
 

@@ -2,7 +2,7 @@
 # stages.sh TARGET... : make these targets one after the other, stop at the first
 # that fails, and say at the end how long each took.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 total=$EPOCHSECONDS rc=0 lines=()
 for target in "$@"; do
   printf '\n=== %s (%(%T)T)\n' "$target" -1
