@@ -2,10 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    commands::{completion::CompletionArgs, judge::JudgeArgs, webhook::WebhookArgs},
+    commands::{
+        certs::CertsArgs, check::CheckArgs, completion::CompletionArgs, judge::JudgeArgs,
+        webhook::WebhookArgs,
+    },
     telemetry::{self, LogFormat},
 };
 
@@ -45,6 +48,8 @@ pub struct Cli {
 enum Command {
     Webhook(Box<WebhookArgs>),
     Judge(JudgeArgs),
+    Check(CheckArgs),
+    Certs(CertsArgs),
     Completion(CompletionArgs),
 }
 
@@ -70,7 +75,9 @@ impl Cli {
             match self.command {
                 Command::Webhook(args) => args.run().await,
                 Command::Judge(args) => args.run().await,
-                Command::Completion(args) => args.run(),
+                Command::Check(args) => args.run().await,
+                Command::Certs(args) => args.run().await,
+                Command::Completion(args) => args.run(Self::command()),
             }
         })
     }

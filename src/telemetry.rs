@@ -55,6 +55,15 @@ pub fn start_logs(format: LogFormat, level: &str) -> Result<(), LogLevelError> {
     Ok(())
 }
 
+/// Makes a panic a log line like any other, with its place.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("not text");
+        tracing::error!(place, what, "panic");
+    }));
+}
+
 /// Labels of [`Metrics::decisions`].
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct DecisionLabels {

@@ -353,14 +353,15 @@ fn no_role_has_a_wildcard() {
 fn every_right_to_write_is_one_of_these() {
     let common = [
         "create authorization.k8s.io/subjectaccessreviews",
+        // also without the fallback: what is left of one that was switched off
+        "delete admissionregistration.k8s.io/validatingadmissionpolicies",
+        "delete admissionregistration.k8s.io/validatingadmissionpolicybindings",
         "override rollout-guard.io/rolloutpolicies",
         "patch rollout-guard.io/rolloutpolicies/status",
     ];
     let fallback = [
         "create admissionregistration.k8s.io/validatingadmissionpolicies",
         "create admissionregistration.k8s.io/validatingadmissionpolicybindings",
-        "delete admissionregistration.k8s.io/validatingadmissionpolicies",
-        "delete admissionregistration.k8s.io/validatingadmissionpolicybindings",
         "patch admissionregistration.k8s.io/validatingadmissionpolicies",
         "patch admissionregistration.k8s.io/validatingadmissionpolicybindings",
     ];

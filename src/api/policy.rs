@@ -2,6 +2,8 @@
 //!
 //! The doc comments of the fields are what `kubectl explain rolloutpolicy.spec` shows.
 
+#![allow(clippy::duplicated_attributes, reason = "each printer column of the derive has the same keys")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -101,7 +103,7 @@ pub struct RolloutPolicySpec {
     /// What is kept as evidence of a failure. For the watcher: validated, and without effect on admission.
     pub evidence: EvidenceSpec,
 
-    /// What the mutating webhook fills in.
+    /// What the mutating webhook fills in, in the modes Enforce and Warn.
     pub defaults: DefaultsSpec,
 }
 

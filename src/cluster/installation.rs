@@ -117,7 +117,8 @@ impl Cluster {
     pub async fn definition(&self, name: &str) -> Result<Option<Definition>, ClusterError> {
         let api: Api<CustomResourceDefinition> = Api::all(self.client.clone());
         let found =
-            call(format!("get customresourcedefinitions.apiextensions.k8s.io {name}"), api.get_opt(name)).await?;
+            call(format!("get customresourcedefinitions.apiextensions.k8s.io {name}"), api.get_opt(name))
+                .await?;
         Ok(found.map(|definition| {
             let conditions = definition.status.and_then(|status| status.conditions).unwrap_or_default();
             Definition {
@@ -156,8 +157,10 @@ impl Cluster {
         let params = ListParams::default().labels(LABEL);
         let found = call(format!("list pods in {namespace} ({LABEL})"), api.list(&params)).await?;
         let replica = |pod: Pod| {
-            let ports = pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|c| c.ports.iter().flatten());
-            let admin = ports.filter(|port| port.name.as_deref() == Some(ADMIN_PORT.0)).map(|p| p.container_port);
+            let ports =
+                pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|c| c.ports.iter().flatten());
+            let admin =
+                ports.filter(|port| port.name.as_deref() == Some(ADMIN_PORT.0)).map(|p| p.container_port);
             let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
             Replica {
                 pod: pod.name_any(),
@@ -183,7 +186,9 @@ impl Cluster {
         let ready = endpoints.filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
         // A Service of two address families has each endpoint twice.
         let names: std::collections::BTreeSet<_> = ready
-            .map(|e| e.target_ref.as_ref().and_then(|t| t.name.clone()).unwrap_or_else(|| e.addresses.join(",")))
+            .map(|e| {
+                e.target_ref.as_ref().and_then(|t| t.name.clone()).unwrap_or_else(|| e.addresses.join(","))
+            })
             .collect();
         Ok(names.len())
     }
@@ -232,7 +237,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server cannot be asked or refuses, or the replica does not answer.
-    pub async fn replica_certificate(&self, namespace: &str, replica: &Replica) -> Result<String, ClusterError> {
+    pub async fn replica_certificate(
+        &self,
+        namespace: &str,
+        replica: &Replica,
+    ) -> Result<String, ClusterError> {
         let Replica { pod, admin_port, .. } = replica;
         let what = format!("get pods/proxy {pod}:{admin_port}/certificate in {namespace}");
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{admin_port}/proxy/certificate");
@@ -261,7 +270,8 @@ impl Cluster {
         let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
         let what = |kind: &str| format!("get {kind}.admissionregistration.k8s.io {name}");
         let policy = call(what("validatingadmissionpolicies"), policies.get_opt(&name)).await?.is_some();
-        let binding = call(what("validatingadmissionpolicybindings"), bindings.get_opt(&name)).await?.is_some();
+        let binding =
+            call(what("validatingadmissionpolicybindings"), bindings.get_opt(&name)).await?.is_some();
         Ok(FallbackObjects { policy, binding, name })
     }
 
@@ -314,8 +324,10 @@ impl Cluster {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let what = format!("get secrets {name} in {namespace}");
         let Some(secret) = call(what.clone(), api.get_opt(name)).await? else { return Ok(None) };
-        let unexpected = |why: &str| ClusterError::Unexpected { what: what.clone(), why: format!("{key} {why}") };
-        let value = secret.data.and_then(|mut data| data.remove(key)).ok_or_else(|| unexpected("is missing"))?;
+        let unexpected =
+            |why: &str| ClusterError::Unexpected { what: what.clone(), why: format!("{key} {why}") };
+        let value =
+            secret.data.and_then(|mut data| data.remove(key)).ok_or_else(|| unexpected("is missing"))?;
         String::from_utf8(value.0).map(Some).map_err(|_| unexpected("is not text"))
     }
 }

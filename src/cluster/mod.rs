@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod certificates;
+pub mod installation;
 pub mod policies;
 
 use std::{future::Future, path::Path, time::Duration};
@@ -35,7 +36,7 @@ pub enum ClusterError {
         seconds: u64,
     },
     /// The API server refused, or could not be reached.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", said(source))]
     Api {
         /// What was asked.
         what: String,
@@ -62,6 +63,14 @@ impl ClusterError {
             },
             _ => None,
         }
+    }
+}
+
+/// The message alone of what the API server answered: the client's own text repeats it as a debug dump.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
     }
 }
 

@@ -120,7 +120,8 @@ impl GenerateArgs {
             (keys::CERTIFICATE, leaf.pair().certificate_pem(), 0o644),
             (keys::KEY, leaf.key_pem(), 0o600),
         ];
-        fs::create_dir_all(&self.out_dir).with_context(|| format!("cannot make {}", self.out_dir.display()))?;
+        fs::create_dir_all(&self.out_dir)
+            .with_context(|| format!("cannot make {}", self.out_dir.display()))?;
         let path = |name: &str| self.out_dir.join(name);
         // All or nothing: half a set of another CA would be worse than none.
         if !self.force
@@ -129,19 +130,21 @@ impl GenerateArgs {
             bail!("{} is there already; --force overwrites it", path(name).display());
         }
         for (name, text, mode) in files {
-            write(&path(name), text, mode).with_context(|| format!("cannot write {}", path(name).display()))?;
+            write(&path(name), text, mode)
+                .with_context(|| format!("cannot write {}", path(name).display()))?;
         }
         let written: Vec<_> = files.iter().map(|(name, ..)| path(name).display().to_string()).collect();
         match self.output {
             Output::Json => {
                 let shown = describe(leaf.chain(), now);
-                println!("{:#}", json!({"written": written, "certificate": shown}));
+                print(&format!("{:#}\n", json!({"written": written, "certificate": shown})))?;
             }
-            Output::Text => {
-                println!("wrote {}", written.join(", "));
-                println!("for {}, until {}", self.dns.join(", "), leaf.certificate().not_after);
-                println!("the keys are secret: never commit them");
-            }
+            Output::Text => print(&format!(
+                "wrote {}\nfor {}, until {}\nthe keys are secret: never commit them\n",
+                written.join(", "),
+                self.dns.join(", "),
+                leaf.certificate().not_after
+            ))?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -183,7 +186,8 @@ impl ShowArgs {
     async fn run(self, now: Timestamp) -> anyhow::Result<ExitCode> {
         let mut certificates = Vec::new();
         if let Some(file) = &self.file {
-            let shown = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
+            let shown =
+                if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
             let mut text = Vec::new();
             let read = if file == Path::new("-") {
                 std::io::stdin().lock().take(MAX_FILE).read_to_end(&mut text)
@@ -194,7 +198,8 @@ impl ShowArgs {
             certificates.push((shown.clone(), parse(&String::from_utf8_lossy(&text)).context(shown)?));
         } else {
             let cluster = self.cluster.connect().await?;
-            let namespace = self.cluster.namespace.as_deref().unwrap_or(cluster.default_namespace()).to_owned();
+            let namespace =
+                self.cluster.namespace.as_deref().unwrap_or(cluster.default_namespace()).to_owned();
             for key in [keys::CERTIFICATE, keys::BUNDLE] {
                 let place = format!("Secret {namespace}/{}, {key}", self.secret);
                 let text = cluster.secret_text(&namespace, &self.secret, key).await;
@@ -216,12 +221,22 @@ impl ShowArgs {
                     .iter()
                     .map(|(place, found)| json!({"from": place, "certificates": describe(found, now)}))
                     .collect();
-                println!("{:#}", Value::from(all));
+                print(&format!("{:#}\n", Value::from(all)))?;
             }
-            Output::Text => print!("{}", text(&certificates, now)),
+            Output::Text => print(&text(&certificates, now))?,
         }
         let valid = certificates.iter().flat_map(|(_, found)| found).all(|found| found.is_valid(now));
         Ok(if valid { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+/// Prints `text`. A reader that has seen enough, such as `head`, is no error.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -276,7 +291,8 @@ fn text(certificates: &[(String, Vec<Certificate>)], now: Timestamp) -> String {
                 Some(signer) => format!("{} (shown here)", signer.subject),
                 None => format!("{} (not shown here)", certificate.issuer),
             };
-            let names = if certificate.names.is_empty() { "-".to_owned() } else { certificate.names.join(", ") };
+            let names =
+                if certificate.names.is_empty() { "-".to_owned() } else { certificate.names.join(", ") };
             let rows = [
                 ("subject", certificate.subject.clone()),
                 ("signed by", signer),

@@ -2,10 +2,8 @@
 
 use std::{io::Write, process::ExitCode};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
-
-use crate::cli::Cli;
 
 /// Prints completions for a shell.
 #[derive(Args, Debug)]
@@ -18,13 +16,13 @@ pub struct CompletionArgs {
 }
 
 impl CompletionArgs {
-    /// Prints the completions.
+    /// Prints the completions of `command`, the whole command line.
     ///
     /// # Errors
     /// When standard output cannot be written.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    pub fn run(self, mut command: Command) -> anyhow::Result<ExitCode> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "rollout-guard", &mut script);
+        clap_complete::generate(self.shell, &mut command, "rollout-guard", &mut script);
         std::io::stdout().write_all(&script)?;
         Ok(ExitCode::SUCCESS)
     }

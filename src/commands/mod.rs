@@ -1,5 +1,7 @@
 //! The subcommands: one file each, with its arguments and its run.
 
+pub mod certs;
+pub mod check;
 pub mod completion;
 pub mod judge;
 pub mod webhook;

@@ -12,7 +12,7 @@ use crate::{
     cluster::Cluster,
     core::message::DOCS,
     shutdown::{self, Shutdown},
-    telemetry::Metrics,
+    telemetry::{self, Metrics},
     tls::{self, ServedCertificate},
     webhook::{
         certificates,
@@ -142,6 +142,7 @@ impl WebhookArgs {
     /// # Errors
     /// When a port cannot be bound, no API server is configured, or the client CA cannot be used.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
+        telemetry::log_panics();
         let (trigger, shutdown) = Shutdown::new();
         shutdown::on_signals(trigger).context("cannot install signal handlers")?;
 
@@ -164,9 +165,10 @@ impl WebhookArgs {
 
         let serving = readiness.require("serving");
         let world = World::new(&self.namespace);
-        // All that keeps something up to date: none of it ends before the shutdown.
+        // What keeps something up to date, and the plain port: both go on until the drain is over.
+        let (stop_rest, rest) = Shutdown::new();
         let mut keepers = JoinSet::new();
-        self.keep_certificates(&mut keepers, &cluster, &served, &readiness, &metrics, &shutdown);
+        self.keep_certificates(&mut keepers, &cluster, &served, &readiness, &metrics, &rest);
         keepers.spawn(policies::keep(
             cluster.clone(),
             world.clone(),
@@ -179,13 +181,10 @@ impl WebhookArgs {
                 namespaces: readiness.require("namespaces"),
             },
             metrics.clone(),
-            shutdown.clone(),
+            rest.clone(),
         ));
-
-        // The plain port answers until the very end: a drain is watched there.
-        let (stop_admin, admin_stopped) = Shutdown::new();
         let admin = Admin::new(readiness, metrics.registry(), Some(served));
-        let admin = tokio::spawn(admin::serve(admin_listener, admin, admin_stopped));
+        let admin = tokio::spawn(admin::serve(admin_listener, admin, rest));
 
         let judge = Judge {
             world,
@@ -201,17 +200,12 @@ impl WebhookArgs {
             drain_delay: self.drain_delay.get(),
             drain_timeout: self.drain_timeout.get(),
         };
-        let serve = server::serve(listener, tls, router, limits, serving, metrics, shutdown.clone());
         tokio::select! {
-            () = serve => {}
-            // A task that ends early would leave a guard that only looks alive.
-            ended = keepers.join_next(), if !shutdown.has_started() => {
-                if !shutdown.has_started() {
-                    anyhow::bail!("a task of the webhook ended early: {ended:?}");
-                }
-            }
+            () = server::serve(listener, tls, router, limits, serving, metrics, shutdown) => {}
+            // One that ends early would leave a guard that only looks alive.
+            ended = keepers.join_next() => anyhow::bail!("a task of the webhook ended early: {ended:?}"),
         }
-        stop_admin.start();
+        stop_rest.start();
         let _ = admin.await;
         tracing::info!("drained");
         Ok(ExitCode::SUCCESS)

@@ -138,7 +138,7 @@ fn fix(change: &Change<'_>, refusal: &Refusal<'_>) -> String {
     let generation = change.old.generation;
     match refusal.reason {
         Reason::Unobserved => format!(
-            "remove what keeps generation {generation} from being observed (kubectl -n {namespace} describe deployment {name}); then push again."
+            "remove what keeps generation {generation} from being observed (kubectl -n {namespace} describe deployment {name}); if Kubernetes has stopped trying, a new annotation makes it look again. Then push again."
         ),
         Reason::Failed => format!(
             "make generation {generation} complete (kubectl -n {namespace} describe deployment {name}), then push again; or push the correction with an override."

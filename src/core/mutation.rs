@@ -39,7 +39,8 @@ pub struct Subject<'a> {
 
 /// Returns the RFC 6902 patch for `subject`; empty where nothing is to change.
 pub fn patch(subject: &Subject<'_>, policy: Option<&Policy>) -> Patch {
-    let policy = policy.filter(|policy| policy.mode != Mode::Off);
+    // Whoever only audits wants to see what would happen, not to have objects changed.
+    let policy = policy.filter(|policy| matches!(policy.mode, Mode::Enforce | Mode::Warn));
     let mut operations = Vec::new();
     stamp(subject, policy, &mut operations);
     if let Some(policy) = policy
@@ -192,8 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_guarded_is_left_alone() {
+    fn what_is_not_guarded_or_only_audited_is_left_alone() {
         assert_eq!(text(&update(), None), "[]");
-        assert_eq!(text(&update(), Some(&policy(json!({"mode": "Off"})))), "[]");
+        for mode in ["Audit", "Off"] {
+            assert_eq!(text(&update(), Some(&policy(json!({ "mode": mode })))), "[]", "{mode}");
+        }
     }
 }

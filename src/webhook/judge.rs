@@ -88,8 +88,12 @@ impl Judge {
         let started = Instant::now();
         let mut response =
             Response { uid: request.uid.0.clone().into_owned(), allowed: true, ..Response::default() };
-        let objects = (request.object()?, request.old_object()?);
-        let (Subject::Update, (Some(object), Some(old))) = (request.subject(), objects) else {
+        // What is not an update of a Deployment need not have the shape of one.
+        let objects = match request.subject() {
+            Subject::Update => (request.object()?, request.old_object()?),
+            Subject::Create | Subject::Other => (None, None),
+        };
+        let (Some(object), Some(old)) = objects else {
             self.metrics.ignored.inc();
             return Ok((response, None));
         };

@@ -13,6 +13,7 @@ use std::{
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Selector;
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -176,6 +177,8 @@ struct Keeper {
     count_due: bool,
     counted: Option<Instant>,
     guarded: HashMap<String, i64>,
+    /// The namespaces that the webhook is called for at all.
+    called_for: Selector,
 }
 
 impl Keeper {
@@ -195,6 +198,7 @@ impl Keeper {
             count_due: true,
             counted: None,
             guarded: HashMap::new(),
+            called_for: Selector::default(),
         }
     }
 
@@ -345,6 +349,12 @@ impl Keeper {
                 return;
             }
         };
+        if let Some(release) = &release
+            && release.namespaces != self.called_for
+        {
+            self.called_for = release.namespaces.clone();
+            self.count_due = true;
+        }
         let mut keep = Vec::new();
         for entry in self.entries.values_mut() {
             let policy = entry.in_force.as_ref().map(|i| Arc::clone(&i.policy));
@@ -386,7 +396,9 @@ impl Keeper {
     fn count(&mut self) {
         self.guarded.clear();
         for ((namespace, _), labels) in &self.deployments {
-            if let Some(policy) = self.world.effective(namespace, || labels.clone()) {
+            if self.world.namespace_matches(namespace, &self.called_for)
+                && let Some(policy) = self.world.effective(namespace, || labels.clone())
+            {
                 *self.guarded.entry(policy.name.clone()).or_default() += 1;
             }
         }

@@ -63,6 +63,7 @@ pub fn router(judge: Judge, capacity: Capacity) -> Router {
     Router::new()
         .route("/validate", post(validate))
         .route("/mutate", post(mutate))
+        .fallback(async || refused(StatusCode::NOT_FOUND, "there are /validate and /mutate here"))
         .with_state(judge)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(gate, enter))
@@ -92,9 +93,9 @@ impl Drop for Counted<'_> {
 }
 
 async fn validate(State(judge): State<Judge>, headers: HeaderMap, body: Body) -> HttpResponse {
-    let body = match read(&judge, &headers, body).await {
+    let body = match read(&headers, body).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err(unread) => return unread.answer(&judge.metrics),
     };
     let started = Instant::now();
     let answer = match review::parse(&body) {
@@ -105,34 +106,45 @@ async fn validate(State(judge): State<Judge>, headers: HeaderMap, body: Body) ->
 }
 
 async fn mutate(State(judge): State<Judge>, headers: HeaderMap, body: Body) -> HttpResponse {
-    let body = match read(&judge, &headers, body).await {
+    let body = match read(&headers, body).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err(unread) => return unread.answer(&judge.metrics),
     };
     let started = Instant::now();
     let answer = review::parse(&body).and_then(|request| judge.mutate(&request));
     finish(&judge, Endpoint::Mutate, started, answer)
 }
 
+/// A body that was not read to its end.
+struct Unread {
+    cause: &'static str,
+    status: StatusCode,
+    why: &'static str,
+}
+
+impl Unread {
+    fn answer(self, metrics: &Metrics) -> HttpResponse {
+        metrics.reject(self.cause);
+        refused(self.status, self.why)
+    }
+}
+
 /// Reads the whole body, at most [`BODY_LIMIT`] bytes of it.
-async fn read(judge: &Judge, headers: &HeaderMap, body: Body) -> Result<Bytes, HttpResponse> {
-    let refuse = |cause, status, why: &str| {
-        judge.metrics.reject(cause);
-        Err(refused(status, why))
-    };
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Unread> {
+    let unread = |cause, status, why| Unread { cause, status, why };
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
     if !media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case("application/json")) {
         let why = "want content-type application/json";
-        return refuse("content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+        return Err(unread("content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            refuse("too_large", StatusCode::PAYLOAD_TOO_LARGE, "body is larger than 7 MiB")
+            Err(unread("too_large", StatusCode::PAYLOAD_TOO_LARGE, "body is larger than 7 MiB"))
         }
-        Ok(Err(_)) => refuse("malformed", StatusCode::BAD_REQUEST, "body ended early"),
-        Err(_) => refuse("timeout", StatusCode::REQUEST_TIMEOUT, "body took longer than 5 s"),
+        Ok(Err(_)) => Err(unread("malformed", StatusCode::BAD_REQUEST, "body ended early")),
+        Err(_) => Err(unread("timeout", StatusCode::REQUEST_TIMEOUT, "body took longer than 5 s")),
     }
 }
 

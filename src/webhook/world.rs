@@ -6,6 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use kube::core::{Selector, SelectorExt};
 
 use crate::core::policy::{Labels, Policy, PolicySet, SYSTEM_NAMESPACES};
 
@@ -66,6 +67,15 @@ impl World {
         }
     }
 
+    /// Says whether `selector` matches the labels of the namespace.
+    pub fn namespace_matches(&self, namespace: &str, selector: &Selector) -> bool {
+        let namespaces = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        match namespaces.get(namespace) {
+            Some(labels) => selector.matches(labels),
+            None => selector.matches(&name_label(namespace)),
+        }
+    }
+
     /// Forgets the namespaces that are not in `names`.
     pub fn retain_namespaces(&self, names: &std::collections::HashSet<String>) {
         let mut namespaces = self.0.namespaces.write().unwrap_or_else(PoisonError::into_inner);
@@ -89,13 +99,14 @@ impl World {
         let namespaces = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
         match namespaces.get(namespace) {
             Some(known) => policies.effective(known, &labels).cloned(),
-            // Created a moment ago: the one label that it has for certain.
-            None => {
-                let name = Labels::from([(NAME_LABEL.to_owned(), namespace.to_owned())]);
-                policies.effective(&name, &labels).cloned()
-            }
+            None => policies.effective(&name_label(namespace), &labels).cloned(),
         }
     }
+}
+
+/// The one label that a namespace has for certain, though it was created a moment ago.
+fn name_label(namespace: &str) -> Labels {
+    Labels::from([(NAME_LABEL.to_owned(), namespace.to_owned())])
 }
 
 #[cfg(test)]

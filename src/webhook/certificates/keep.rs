@@ -27,7 +27,7 @@ use crate::{
 /// After so many steps or lost races in a row it is left for the next look.
 const MAX_STEPS: usize = 8;
 
-/// Changes that come one upon the other are looked at together.
+/// A change is looked at at once, those that follow within so long are looked at together.
 const COALESCE: Duration = Duration::from_millis(250);
 
 /// Why a look at the certificates did not end well.
@@ -58,6 +58,7 @@ pub async fn keep_own(
     );
     let mut keeper = Keeper::new(settings, cluster, upkeep);
     loop {
+        let earliest = tokio::time::Instant::now() + COALESCE;
         let pause = tokio::select! {
             () = shutdown.started() => return,
             pause = keeper.look() => pause,
@@ -66,7 +67,7 @@ pub async fn keep_own(
             () = shutdown.started() => return,
             () = tokio::time::sleep(pause) => {}
             Some(()) = changes.next() => {
-                tokio::time::sleep(COALESCE).await;
+                tokio::time::sleep_until(earliest).await;
                 while let Some(Some(())) = futures::FutureExt::now_or_never(changes.next()) {}
             }
         }

@@ -1,0 +1,665 @@
+//! `rollout-guard check`: is the installation sound?
+
+use std::{collections::BTreeSet, process::ExitCode};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{ClusterArgs, Output, certs::print};
+use crate::{
+    api::policy::RolloutPolicy,
+    cluster::{
+        Cluster, ClusterError,
+        certificates::Configuration,
+        installation::{Definition, FallbackObjects, Hook, Hooks, LABEL, Replica, Workload},
+    },
+    webhook::certificates::issue::{Certificate, verify},
+};
+
+/// The CustomResourceDefinitions of this version, and the version that each must serve.
+const DEFINITIONS: [(&str, &str); 1] = [("rolloutpolicies.rollout-guard.io", "v1alpha1")];
+
+/// Own certificates are renewed 30 days before their end: with fewer days left nobody renews them.
+const DAYS_TO_WORRY: i64 = 14;
+
+/// Says whether the installation in the cluster is sound, with a hint for each failure.
+///
+/// Nothing is written: the probe at the end is a dry run. What may not be read is skipped, and the missing right is
+/// named.
+///
+/// Exit status: 0 sound, 1 not sound, 2 bad usage or a cluster that cannot be reached.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  rollout-guard check
+  rollout-guard check -n rollout-guard
+  rollout-guard check --probe-namespace shop --context staging
+  rollout-guard check -o json | jq -r '.[] | select(.status == \"failed\") | .message'")]
+pub struct CheckArgs {
+    /// The namespace of the Deployment that the dry run creates; it must be one that is guarded.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    probe_namespace: String,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
+    /// How to print the findings.
+    #[arg(long, short = 'o', value_enum, default_value_t)]
+    output: Output,
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Failed,
+    Skipped,
+}
+
+/// What one step found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    step: &'static str,
+    status: Status,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Finding {
+    fn ok(step: &'static str, message: impl Into<String>) -> Self {
+        Self { step, status: Status::Ok, message: message.into(), hint: None }
+    }
+
+    fn failed(step: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { step, status: Status::Failed, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    fn skipped(step: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { step, status: Status::Skipped, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// What could not be read: a missing right is no fault of the installation.
+    fn unread(step: &'static str, error: &ClusterError) -> Self {
+        match (error.code(), error) {
+            (Some(401 | 403), ClusterError::Api { what, .. }) => {
+                Self::skipped(step, format!("may not {what}"), format!("ask for the right to {what}"))
+            }
+            _ => {
+                Self::failed(step, error.to_string(), "is the API server healthy? kubectl get --raw /readyz")
+            }
+        }
+    }
+}
+
+impl CheckArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// When the cluster cannot be reached.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let cluster = self.cluster.connect().await?;
+        let version = cluster.version().await?;
+        let mut findings = vec![Finding::ok("api-server", format!("reached, {version}"))];
+        let check = Check { cluster: &cluster, args: &self, now: Timestamp::now() };
+        check.run(&mut findings).await;
+        print(&match self.output {
+            Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
+            Output::Text => text(&findings),
+        })?;
+        Ok(ExitCode::from(exit_status(&findings)))
+    }
+}
+
+/// 0 sound, 1 not sound, 2 where nothing at all could be read.
+fn exit_status(findings: &[Finding]) -> u8 {
+    let all = |status| findings.iter().skip(1).all(|finding| finding.status == status);
+    if findings.iter().any(|finding| finding.status == Status::Failed) {
+        1
+    } else if all(Status::Skipped) {
+        2
+    } else {
+        0
+    }
+}
+
+struct Check<'a> {
+    cluster: &'a Cluster,
+    args: &'a CheckArgs,
+    now: Timestamp,
+}
+
+impl Check<'_> {
+    async fn run(&self, findings: &mut Vec<Finding>) {
+        for (name, version) in DEFINITIONS {
+            findings.push(match self.cluster.definition(name).await {
+                Ok(definition) => definition_finding(name, version, definition.as_ref()),
+                Err(error) => Finding::unread("crd", &error),
+            });
+        }
+        let mut namespaces = self.workloads(findings).await;
+        let hooks = self.configurations(findings).await;
+        let services: BTreeSet<_> =
+            hooks.iter().flat_map(|hooks| &hooks.hooks).filter_map(|hook| hook.service.clone()).collect();
+        for (namespace, service) in &services {
+            namespaces.insert(namespace.clone());
+            findings.push(match self.cluster.ready_endpoints(namespace, service).await {
+                Ok(ready) => endpoints_finding(namespace, service, ready),
+                Err(error) => Finding::unread("endpoints", &error),
+            });
+        }
+        self.certificates(findings, &namespaces, &services, &hooks).await;
+        self.policies(findings).await;
+        self.probe(findings).await;
+    }
+
+    /// Returns the namespaces that the guard runs in.
+    async fn workloads(&self, findings: &mut Vec<Finding>) -> BTreeSet<String> {
+        let namespace = self.args.cluster.namespace.as_deref();
+        match self.cluster.guard_workloads(namespace).await {
+            Ok(workloads) if workloads.is_empty() => findings.push(Finding::failed(
+                "deployment",
+                format!(
+                    "there is no Deployment labelled {LABEL} {}",
+                    namespace.map_or("in any namespace".to_owned(), |n| format!("in the namespace {n}"))
+                ),
+                "install the chart: helm install rollout-guard charts/rollout-guard -n rollout-guard --create-namespace",
+            )),
+            Ok(workloads) => {
+                findings.extend(workloads.iter().map(workload_finding));
+                return workloads.into_iter().map(|workload| workload.namespace).collect();
+            }
+            Err(error) => findings.push(Finding::unread("deployment", &error)),
+        }
+        namespace.map(str::to_owned).into_iter().collect()
+    }
+
+    /// Returns the configurations of the installation that is checked.
+    async fn configurations(&self, findings: &mut Vec<Finding>) -> Vec<Hooks> {
+        let mut all = Vec::new();
+        let namespace = self.args.cluster.namespace.as_deref();
+        let kinds = [
+            ("validating-configuration", self.cluster.guard_validating_hooks().await),
+            ("mutating-configuration", self.cluster.guard_mutating_hooks().await),
+        ];
+        for (step, found) in kinds {
+            let mut found = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    findings.push(Finding::unread(step, &error));
+                    continue;
+                }
+            };
+            // Another release is another check's.
+            found.retain(|hooks| {
+                namespace.is_none_or(|namespace| {
+                    hooks.hooks.iter().all(|hook| hook.service.as_ref().is_none_or(|(n, _)| n == namespace))
+                })
+            });
+            if found.is_empty() {
+                findings.push(Finding::failed(
+                    step,
+                    format!("there is none labelled {LABEL}: nothing is called"),
+                    "helm upgrade puts it back; if it was deleted to open the door by hand, the door is open",
+                ));
+            }
+            findings.extend(found.iter().map(|hooks| hooks_finding(step, hooks)));
+            all.extend(found);
+        }
+        all
+    }
+
+    /// Compares what each replica serves with what the configurations trust.
+    async fn certificates(
+        &self,
+        findings: &mut Vec<Finding>,
+        namespaces: &BTreeSet<String>,
+        services: &BTreeSet<(String, String)>,
+        hooks: &[Hooks],
+    ) {
+        let mut served = Vec::new();
+        for namespace in namespaces {
+            let replicas = match self.cluster.guard_replicas(namespace).await {
+                Ok(replicas) => replicas,
+                Err(error) => {
+                    findings.push(Finding::unread("certificate", &error));
+                    continue;
+                }
+            };
+            for replica in replicas.iter().filter(|replica| replica.ready) {
+                match self.cluster.replica_certificate(namespace, replica).await {
+                    Ok(pem) => served.push((namespace.clone(), replica.clone(), pem)),
+                    Err(error) => findings.push(unreachable_finding(namespace, replica, &error)),
+                }
+            }
+        }
+        for hooks in hooks {
+            findings
+                .extend(hooks.hooks.iter().map(|hook| bundle_finding(&hooks.configuration, hook, self.now)));
+        }
+        for (namespace, replica, pem) in &served {
+            let service =
+                services.iter().find(|(of, _)| of == namespace).map(|(_, service)| service.as_str());
+            let name = service.map(|service| format!("{service}.{namespace}.svc"));
+            findings.push(certificate_finding(&replica.pod, pem, name.as_deref(), hooks, self.now));
+        }
+    }
+
+    async fn policies(&self, findings: &mut Vec<Finding>) {
+        let policies = match self.cluster.stored_policies().await {
+            Ok(policies) => policies,
+            // Without its CRD, which is told above.
+            Err(error) if error.code() == Some(404) => return,
+            Err(error) => return findings.push(Finding::unread("policies", &error)),
+        };
+        if policies.is_empty() {
+            findings.push(Finding::failed(
+                "policies",
+                "there is no RolloutPolicy: nothing is guarded",
+                "create one (kubectl explain rolloutpolicy.spec), or set defaultPolicy.create in the chart",
+            ));
+        }
+        for policy in &policies {
+            findings.push(policy_finding(policy));
+            let Some(name) = &policy.metadata.name else { continue };
+            if condition(policy, "FallbackReady").is_some_and(|(good, ..)| good) {
+                findings.push(match self.cluster.fallback_objects(name).await {
+                    Ok(objects) => fallback_finding(name, &objects),
+                    Err(error) => Finding::unread("fallback", &error),
+                });
+            } else {
+                findings.extend(no_fallback_finding(name, policy));
+            }
+        }
+    }
+
+    async fn probe(&self, findings: &mut Vec<Finding>) {
+        let namespace = &self.args.probe_namespace;
+        findings.push(match self.cluster.probe_webhook(namespace).await {
+            Ok(answered) => probe_finding(namespace, answered),
+            Err(error) => refused_probe_finding(namespace, &error),
+        });
+    }
+}
+
+fn definition_finding(name: &str, version: &str, found: Option<&Definition>) -> Finding {
+    let step = "crd";
+    match found {
+        None => Finding::failed(
+            step,
+            format!("{name} does not exist"),
+            "Helm installs CRDs with the first install only: kubectl apply --server-side -f manifests/crds",
+        ),
+        Some(found) if !found.established => Finding::failed(
+            step,
+            format!("{name} is not established"),
+            format!("kubectl describe crd {name} says why"),
+        ),
+        Some(found) if !found.served.iter().any(|served| served == version) => Finding::failed(
+            step,
+            format!("{name} serves {}, not {version}", found.served.join(", ")),
+            "the CRD is of another version of rollout-guard: kubectl apply --server-side -f manifests/crds",
+        ),
+        Some(_) => Finding::ok(step, format!("{name} is established and serves {version}")),
+    }
+}
+
+fn workload_finding(workload: &Workload) -> Finding {
+    let Workload { namespace, name, wanted, available } = workload;
+    let message = format!("{namespace}/{name}: {available} of {wanted} replicas are available");
+    if *available >= *wanted && *wanted > 0 {
+        Finding::ok("deployment", message)
+    } else {
+        Finding::failed(
+            "deployment",
+            message,
+            format!(
+                "kubectl -n {namespace} get pods -l {LABEL}; what a replica waits for is in its log and at its \
+                 /readyz"
+            ),
+        )
+    }
+}
+
+fn hooks_finding(step: &'static str, hooks: &Hooks) -> Finding {
+    let name = hooks.configuration.name();
+    if hooks.hooks.is_empty() {
+        return Finding::failed(step, format!("{name} has no webhooks"), "helm upgrade puts them back");
+    }
+    if let Some(hook) = hooks.hooks.iter().find(|hook| hook.service.is_none()) {
+        return Finding::failed(
+            step,
+            format!("{name}: {} calls a URL, not the Service of the guard", hook.name),
+            "helm upgrade puts the Service back",
+        );
+    }
+    let told = hooks.hooks.iter().map(|hook| {
+        let (namespace, service) = hook.service.clone().unwrap_or_default();
+        format!("{} calls {namespace}/{service}, failurePolicy {}", hook.name, hook.failure_policy)
+    });
+    Finding::ok(step, format!("{name}: {}", told.collect::<Vec<_>>().join("; ")))
+}
+
+fn endpoints_finding(namespace: &str, service: &str, ready: usize) -> Finding {
+    let message = format!("{namespace}/{service} has {}", plural(ready, "ready endpoint"));
+    if ready > 0 {
+        Finding::ok("endpoints", message)
+    } else {
+        Finding::failed(
+            "endpoints",
+            message,
+            format!(
+                "no replica is ready, or the Service selects none: kubectl -n {namespace} get pods -l {LABEL}"
+            ),
+        )
+    }
+}
+
+fn bundle_finding(configuration: &Configuration, hook: &Hook, now: Timestamp) -> Finding {
+    let step = "ca-bundle";
+    let what = format!("{configuration}, {}", hook.name);
+    let hint = "the guard (or cert-manager) writes it within a minute: its log says what keeps it from that";
+    if hook.ca_bundle.is_empty() {
+        return Finding::failed(step, format!("{what}: there is no caBundle"), hint);
+    }
+    match certificates(&hook.ca_bundle) {
+        Err(why) => Finding::failed(step, format!("{what}: the caBundle cannot be read: {why}"), hint),
+        Ok(found) => {
+            let valid: Vec<_> = found.iter().filter(|certificate| certificate.is_valid(now)).collect();
+            match valid.iter().map(|certificate| certificate.not_after).max() {
+                None => Finding::failed(step, format!("{what}: every CA in the caBundle has expired"), hint),
+                Some(end) => {
+                    Finding::ok(step, format!("{what}: {}, valid until {end}", plural(valid.len(), "CA")))
+                }
+            }
+        }
+    }
+}
+
+/// `1 CA`, `2 CAs`.
+fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let text = std::str::from_utf8(pem).map_err(|e| e.to_string())?;
+    Certificate::parse_all(text).map_err(|e| e.to_string())
+}
+
+fn certificate_finding(pod: &str, pem: &str, name: Option<&str>, hooks: &[Hooks], now: Timestamp) -> Finding {
+    let step = "certificate";
+    let chain = match certificates(pem.as_bytes()) {
+        Ok(chain) => chain,
+        Err(why) => {
+            return Finding::failed(
+                step,
+                format!("{pod}: what it says it serves cannot be read: {why}"),
+                "is the port that /certificate was asked of the guard's own plain port?",
+            );
+        }
+    };
+    let Some(leaf) = chain.first() else { return Finding::failed(step, format!("{pod}: serves none"), "") };
+    for hooks in hooks {
+        for hook in &hooks.hooks {
+            let name = name.map_or_else(|| leaf.names.first().cloned().unwrap_or_default(), str::to_owned);
+            let anchors = certificates(&hook.ca_bundle).unwrap_or_default();
+            if let Err(why) = verify(&chain, &anchors, &name, now) {
+                return Finding::failed(
+                    step,
+                    format!(
+                        "{pod}: {} ({}) does not trust it as {name}: {why}",
+                        hooks.configuration, hook.name
+                    ),
+                    "certificate and caBundle are not of the same CA, or it has expired: see the log of the guard, \
+                     and rollout-guard certs show",
+                );
+            }
+        }
+    }
+    let days = leaf.not_after.duration_since(now).as_hours().div_euclid(24);
+    let message = format!("{pod}: trusted, until {} ({days} days left)", leaf.not_after);
+    let life = leaf.not_after.duration_since(leaf.not_before).as_hours().div_euclid(24);
+    // Certificates that live for some days only are renewed that late by design.
+    if days < DAYS_TO_WORRY.min(life / 4) {
+        return Finding::failed(
+            step,
+            message,
+            "it should have been renewed by now: see the log of the guard, or cert-manager's Certificate",
+        );
+    }
+    Finding::ok(step, message)
+}
+
+fn unreachable_finding(namespace: &str, replica: &Replica, error: &ClusterError) -> Finding {
+    let (step, pod) = ("certificate", &replica.pod);
+    match error.code() {
+        Some(401 | 403) => Finding::skipped(
+            step,
+            format!("{pod}: may not ask it which certificate it serves"),
+            format!("ask for the right to get pods/proxy in {namespace}"),
+        ),
+        _ => Finding::skipped(
+            step,
+            format!("{pod}: {error}"),
+            format!(
+                "the API server must reach port {} of the pod; a NetworkPolicy may forbid it",
+                replica.admin_port
+            ),
+        ),
+    }
+}
+
+/// Status, reason and message of a condition.
+fn condition<'a>(policy: &'a RolloutPolicy, kind: &str) -> Option<(bool, &'a str, &'a str)> {
+    let conditions = &policy.status.as_ref()?.conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
+    Some((found.status == "True", &found.reason, &found.message))
+}
+
+fn policy_finding(policy: &RolloutPolicy) -> Finding {
+    let step = "policies";
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    match condition(policy, "Ready") {
+        Some((true, _, message)) => Finding::ok(step, format!("{name}: {message}")),
+        Some((false, reason, message)) => Finding::failed(
+            step,
+            format!("{name}: {reason}: {message}"),
+            format!("mend the RolloutPolicy: kubectl edit rolloutpolicy {name}"),
+        ),
+        None => Finding::failed(
+            step,
+            format!("{name}: the guard has not said anything about it"),
+            "does a replica run, and may it write rolloutpolicies/status? its log says",
+        ),
+    }
+}
+
+fn fallback_finding(policy: &str, objects: &FallbackObjects) -> Finding {
+    let FallbackObjects { name, policy: has_policy, binding } = objects;
+    let lacks = match (has_policy, binding) {
+        (true, true) => {
+            return Finding::ok("fallback", format!("{policy}: {name} and its binding are in place"));
+        }
+        (false, true) => format!("ValidatingAdmissionPolicy {name} is missing"),
+        (true, false) => format!("ValidatingAdmissionPolicyBinding {name} is missing"),
+        (false, false) => format!("ValidatingAdmissionPolicy and binding {name} are missing"),
+    };
+    Finding::failed(
+        "fallback",
+        format!("{policy}: its status says that the fallback is in place, but {lacks}"),
+        "the guard puts it back; if it does not, its log says why",
+    )
+}
+
+fn no_fallback_finding(name: &str, policy: &RolloutPolicy) -> Option<Finding> {
+    let (_, reason, message) = condition(policy, "FallbackReady")?;
+    Some(match reason {
+        "Disabled" | "NotNeeded" => Finding::ok("fallback", format!("{name}: none, {message}")),
+        _ => Finding::failed(
+            "fallback",
+            format!("{name}: {reason}: {message}"),
+            "may the guard write validatingadmissionpolicies? its log says",
+        ),
+    })
+}
+
+fn probe_finding(namespace: &str, answered: bool) -> Finding {
+    if answered {
+        Finding::ok(
+            "probe",
+            format!("a Deployment created in {namespace} as a dry run went through the webhook"),
+        )
+    } else {
+        Finding::failed(
+            "probe",
+            format!(
+                "a Deployment created in {namespace} as a dry run did not go through the mutating webhook"
+            ),
+            "the call failed and failurePolicy Ignore let it through (the API server's log and its metric \
+             apiserver_admission_webhook_fail_open_count tell), or the namespace is not matched \
+             (--probe-namespace names another)",
+        )
+    }
+}
+
+fn refused_probe_finding(namespace: &str, error: &ClusterError) -> Finding {
+    match error.code() {
+        Some(401) => Finding::unread("probe", error),
+        Some(404) => Finding::skipped(
+            "probe",
+            format!("there is no namespace {namespace}"),
+            "--probe-namespace names one that is guarded",
+        ),
+        // RBAC and admission both say 403; only RBAC says which right is missing.
+        Some(403) if error.to_string().contains("cannot create resource") => Finding::skipped(
+            "probe",
+            format!("may not create deployments.apps in {namespace}, not even as a dry run"),
+            format!(
+                "ask for the right to create deployments.apps in {namespace}, or name another by --probe-namespace"
+            ),
+        ),
+        Some(403 | 422) => Finding::skipped(
+            "probe",
+            format!("other admission of {namespace} refuses it: {error}"),
+            "--probe-namespace names another",
+        ),
+        _ => Finding::failed(
+            "probe",
+            error.to_string(),
+            "the API server could not call a webhook whose failurePolicy is Fail, or is itself in trouble",
+        ),
+    }
+}
+
+fn text(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for Finding { step, status, message, hint } in findings {
+        let status = match status {
+            Status::Ok => "ok",
+            Status::Failed => "FAILED",
+            Status::Skipped => "skipped",
+        };
+        let clean =
+            |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+        out.push_str(&format!("{status:<8} {step:<25} {}\n", clean(message)));
+        if let Some(hint) = hint.as_ref().filter(|hint| !hint.is_empty()) {
+            out.push_str(&format!("{:<8} {:<25} Hint: {}\n", "", "", clean(hint)));
+        }
+    }
+    let count = |wanted| findings.iter().filter(|finding| finding.status == wanted).count();
+    out.push_str(&match (count(Status::Failed), count(Status::Skipped)) {
+        (0, 0) => "The installation is sound.\n".to_owned(),
+        (0, skipped) if skipped + 1 >= findings.len() => "Nothing could be read.\n".to_owned(),
+        (0, skipped) => {
+            format!("Nothing is wrong as far as could be seen; {} skipped.\n", plural(skipped, "step"))
+        }
+        (failed, _) => format!("The installation is not sound: {}.\n", plural(failed, "failure")),
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::webhook::certificates::issue::{Authority, Lifetimes};
+
+    const NAME: &str = "guard.ns.svc";
+
+    fn hooks(ca: &Authority) -> Hooks {
+        Hooks {
+            configuration: Configuration::Validating("guard".to_owned()),
+            hooks: vec![Hook {
+                name: "validate.rollout-guard.io".to_owned(),
+                failure_policy: "Ignore".to_owned(),
+                service: Some(("ns".to_owned(), "guard".to_owned())),
+                ca_bundle: ca.certificate().pem().into_bytes(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_sound_only_where_every_configuration_trusts_it() {
+        let (now, lifetimes) = (Timestamp::now(), Lifetimes::default());
+        let ca = Authority::issue(&lifetimes, now).expect("issued");
+        let other = Authority::issue(&lifetimes, now).expect("issued");
+        let leaf = ca.sign(&[NAME.to_owned()], &lifetimes, now).expect("signed");
+        let pem = leaf.pair().certificate_pem();
+        let find = |hooks: &[Hooks], now| certificate_finding("pod", pem, Some(NAME), hooks, now);
+        assert_eq!(find(&[hooks(&ca)], now).status, Status::Ok);
+        let finding = find(&[hooks(&ca), hooks(&other)], now);
+        assert_eq!(finding.status, Status::Failed);
+        assert!(finding.message.contains("does not trust it"), "{finding:?}");
+        let late = now + SignedDuration::from_hours(80 * 24);
+        assert_eq!(find(&[hooks(&ca)], late).status, Status::Failed, "nobody renewed it");
+        let other_name = certificate_finding("pod", pem, Some("other.ns.svc"), &[hooks(&ca)], now);
+        assert_eq!(other_name.status, Status::Failed);
+    }
+
+    #[test]
+    fn a_ca_bundle_that_is_missing_broken_or_expired_is_told_apart() {
+        let now = Timestamp::now();
+        let ca = Authority::issue(&Lifetimes::default(), now).expect("issued");
+        let Hooks { configuration, mut hooks } = hooks(&ca);
+        let mut hook = hooks.remove(0);
+        assert_eq!(bundle_finding(&configuration, &hook, now).status, Status::Ok);
+        let expired = bundle_finding(&configuration, &hook, Timestamp::MAX);
+        assert!(expired.message.contains("has expired"), "{expired:?}");
+        hook.ca_bundle = b"rubbish".to_vec();
+        assert!(bundle_finding(&configuration, &hook, now).message.contains("cannot be read"));
+        hook.ca_bundle.clear();
+        assert!(bundle_finding(&configuration, &hook, now).message.contains("there is no caBundle"));
+    }
+
+    #[test]
+    fn a_definition_of_another_version_fails() {
+        let found = Definition { established: true, served: vec!["v1beta1".to_owned()] };
+        assert_eq!(definition_finding("x", "v1alpha1", Some(&found)).status, Status::Failed);
+        let found = Definition { established: true, served: vec!["v1alpha1".to_owned()] };
+        assert_eq!(definition_finding("x", "v1alpha1", Some(&found)).status, Status::Ok);
+        assert_eq!(definition_finding("x", "v1alpha1", None).status, Status::Failed);
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_no_failure_but_seeing_nothing_is_no_success() {
+        let reached = Finding::ok("api-server", "reached");
+        let skipped = Finding::skipped("crd", "may not", "ask");
+        assert_eq!(exit_status(&[reached.clone(), skipped.clone()]), 2);
+        assert_eq!(exit_status(&[reached.clone(), skipped.clone(), Finding::ok("probe", "")]), 0);
+        assert_eq!(exit_status(&[reached, skipped, Finding::failed("probe", "", "")]), 1);
+    }
+
+    #[test]
+    fn the_text_has_no_control_characters_and_a_verdict_at_its_end() {
+        let shown = text(&[
+            Finding::ok("crd", "fine"),
+            Finding::failed("probe", "bad\u{1b}[31m\nworse", "mend it"),
+            Finding::skipped("policies", "may not list", "ask"),
+        ]);
+        assert!(!shown.contains('\u{1b}'));
+        assert!(shown.contains("Hint: mend it"));
+        assert!(shown.ends_with("The installation is not sound: 1 failure.\n"), "{shown}");
+    }
+}
