@@ -14,12 +14,19 @@ say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 if [ ! -t 1 ]; then say() { printf '\n# %s\n' "$*"; }; fi
 # run COMMAND... : shows a command, runs it and shows what it said; its exit status is `rc`
 run() {
-  printf '$ %s\n' "$*"
+  printf '$'
+  printf ' %s' "${@@Q}" | sed "s/'\([][A-Za-z0-9_=:,.\/@-]*\)'/\1/g"
+  printf '\n'
   rc=0
   "$@" 2>&1 || rc=$?
 }
 # passes/refused COMMAND... : run, and the demo ends where the guard did not do what the story says
 passes() { run "$@"; [ "$rc" = 0 ] || { echo "demo: this should have passed" >&2; exit 1; }; }
+# settles : the rollout, of which kubectl's last word is shown
+settles() {
+  printf '$ kubectl -n demo rollout status deployment/web\n'
+  kubectl -n demo rollout status deployment/web --timeout=120s | tail -n 1
+}
 refused() { run "$@"; [ "$rc" != 0 ] || { echo "demo: this should have been refused" >&2; exit 1; }; }
 
 say "Install the guard"
@@ -64,7 +71,7 @@ kubectl -n demo rollout status deployment/web --timeout=120s > /dev/null
 
 say "A healthy Deployment: a push goes through"
 passes kubectl -n demo set image deployment/web web=localhost/sample:v2
-passes kubectl -n demo rollout status deployment/web --timeout=120s
+settles
 
 say "A quota stops new ReplicaSets: the next generation cannot be observed"
 passes kubectl -n demo create quota no-replicasets --hard=count/replicasets.apps=1
@@ -86,7 +93,7 @@ say "The quota is lifted while a push queues: it goes through by itself"
 (sleep 3 && kubectl -n demo delete quota no-replicasets > /dev/null && kubectl -n demo annotate deployment/web quota=lifted > /dev/null) &
 passes kubectl -n demo set image deployment/web web=localhost/sample:v1
 wait
-passes kubectl -n demo rollout status deployment/web --timeout=120s
+settles
 
 say "A bad image is pushed; Kubernetes gives up at its deadline and leaves it there"
 passes kubectl -n demo set image deployment/web web=localhost/sample:no-such-tag
@@ -95,7 +102,7 @@ refused kubectl -n demo set image deployment/web web=localhost/sample:v3
 
 say "Somebody who may override it does, once, with a reason that is audited"
 passes kubectl -n demo patch deployment web --type=strategic -p '{"metadata":{"annotations":{"rollout-guard.io/override":"INC-42: the tag is fixed"}},"spec":{"template":{"spec":{"containers":[{"name":"web","image":"localhost/sample:v3"}]}}}}'
-passes kubectl -n demo rollout status deployment/web --timeout=120s
+settles
 
 say "What the guard wrote about it"
 kubectl -n rollout-guard logs -l app.kubernetes.io/name=rollout-guard --tail=200 | grep -E '"verdict":"(wait|deny|override)"' | tail -n 4

@@ -111,7 +111,8 @@ discard() {
 # podman asks for RLIMIT_NOFILE and RLIMIT_NPROC of 1048576 unless told
 # otherwise, and raising a hard limit takes CAP_SYS_RESOURCE, which root in a
 # sandbox may lack: ask for no more than is there. runc, because crun refuses
-# a cgroup2 mount beside cgroup v1.
+# a cgroup2 mount beside cgroup v1. netavark by name, because podman otherwise
+# may settle for CNI, whose plugins are not installed on the machine.
 podman_settings() {
   export KIND_EXPERIMENTAL_PROVIDER=podman
   if [ "$(id -u)" != 0 ]; then return 0; fi
@@ -125,6 +126,8 @@ podman_settings() {
 default_ulimits = ["nofile=$nofile:$nofile", "nproc=$nproc:$nproc"]
 [engine]
 runtime = "runc"
+[network]
+network_backend = "netavark"
 CONF
   mv "$STATE/.containers.conf" "$STATE/containers.conf"
   export CONTAINERS_CONF=$STATE/containers.conf
