@@ -1,6 +1,8 @@
 //! Certificates from end to end, without a cluster: real replicas against an API server of our own that
 //! keeps three objects, and real TLS connections over a swap.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
+
 mod certificates {
     pub mod api;
 }
@@ -213,7 +215,8 @@ async fn fault_21_a_deleted_or_broken_secret_is_regenerated_and_no_call_is_lost(
     assert!(took < Duration::from_secs(2), "{took:?}");
     until("all have gone over", SOON, || {
         all_trusted();
-        let leaf = api.secret_text("tls.crt").map(|text| Certificate::parse_all(&text).expect("parses").remove(0));
+        let leaf =
+            api.secret_text("tls.crt").map(|text| Certificate::parse_all(&text).expect("parses").remove(0));
         leaf.as_ref() != Some(&before) && replicas.iter().all(|replica| replica.serves() == leaf)
     })
     .await;

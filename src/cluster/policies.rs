@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{Cluster, ClusterError, FIELD_MANAGER, call};
 use crate::{
     api::policy::{RolloutPolicy, RolloutPolicyStatus},
-    core::fallback::{Fallback, Owner, POLICY_LABEL, Release},
+    core::fallback::{Fallback, INSTANCE_LABEL, Owner, POLICY_LABEL, Release},
 };
 
 /// Something that a watch tells.
@@ -156,12 +156,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes every generated ValidatingAdmissionPolicy and binding whose name is not in `keep`.
+    /// Removes every ValidatingAdmissionPolicy and binding that the installation `instance` generated and whose
+    /// name is not in `keep`.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn prune_fallbacks(&self, keep: &[String]) -> Result<(), ClusterError> {
-        let list = ListParams::default().labels(POLICY_LABEL);
+    pub async fn prune_fallbacks(&self, instance: &str, keep: &[String]) -> Result<(), ClusterError> {
+        let list = ListParams::default().labels(&format!("{POLICY_LABEL},{INSTANCE_LABEL}={instance}"));
         let bindings = Api::<ValidatingAdmissionPolicyBinding>::all(self.client.clone());
         for found in call("list ValidatingAdmissionPolicyBindings", bindings.list(&list)).await? {
             prune(&bindings, found.name_any(), keep).await?;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{ClusterArgs, Output};
 use crate::webhook::certificates::{
-    issue::{Authority, Certificate, Lifetimes, is_signed_by},
+    issue::{Authority, Certificate, Leaf, Lifetimes, is_signed_by},
     plan::keys,
 };
 
@@ -106,6 +106,24 @@ impl CertsArgs {
 
 impl GenerateArgs {
     fn run(self, now: Timestamp) -> anyhow::Result<ExitCode> {
+        let (leaf, written) = self.generate(now)?;
+        print(&match self.output {
+            Output::Json => {
+                let shown = describe(leaf.chain(), now);
+                format!("{:#}\n", json!({"written": written, "certificate": shown}))
+            }
+            Output::Text => format!(
+                "wrote {}\nfor {}, until {}\nthe keys are secret: never commit them\n",
+                written.join(", "),
+                self.dns.join(", "),
+                leaf.certificate().not_after
+            ),
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Returns the certificate and the files that were written.
+    fn generate(&self, now: Timestamp) -> anyhow::Result<(Leaf, Vec<String>)> {
         for name in &self.dns {
             ensure!(is_dns_name(name), "{name:?} is not a DNS name");
         }
@@ -133,20 +151,8 @@ impl GenerateArgs {
             write(&path(name), text, mode)
                 .with_context(|| format!("cannot write {}", path(name).display()))?;
         }
-        let written: Vec<_> = files.iter().map(|(name, ..)| path(name).display().to_string()).collect();
-        match self.output {
-            Output::Json => {
-                let shown = describe(leaf.chain(), now);
-                print(&format!("{:#}\n", json!({"written": written, "certificate": shown})))?;
-            }
-            Output::Text => print(&format!(
-                "wrote {}\nfor {}, until {}\nthe keys are secret: never commit them\n",
-                written.join(", "),
-                self.dns.join(", "),
-                leaf.certificate().not_after
-            ))?,
-        }
-        Ok(ExitCode::SUCCESS)
+        let written = files.iter().map(|(name, ..)| path(name).display().to_string()).collect();
+        Ok((leaf, written))
     }
 }
 
@@ -319,7 +325,7 @@ mod tests {
     use super::*;
     use crate::tls::KeyPair;
 
-    fn generate(dir: &Path, force: bool) -> anyhow::Result<ExitCode> {
+    fn generate(dir: &Path, force: bool) -> anyhow::Result<(Leaf, Vec<String>)> {
         let args = GenerateArgs {
             out_dir: dir.join("certs"),
             dns: vec!["localhost".to_owned(), "guard.ns.svc".to_owned()],
@@ -327,7 +333,7 @@ mod tests {
             force,
             output: Output::Text,
         };
-        args.run(Timestamp::now())
+        args.generate(Timestamp::now())
     }
 
     #[test]

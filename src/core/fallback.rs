@@ -23,6 +23,9 @@ use crate::api::{
 /// The label that names the RolloutPolicy on what is generated from it.
 pub const POLICY_LABEL: &str = "rollout-guard.io/policy";
 
+/// The label that names the installation on what is generated: the webhook configuration's name.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+
 /// Who owns a generated object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -82,7 +85,11 @@ pub fn generate(
     let metadata = |owner: &Owner| {
         json!({
             "name": name,
-            "labels": {"app.kubernetes.io/managed-by": "rollout-guard", POLICY_LABEL: policy.name},
+            "labels": {
+                "app.kubernetes.io/managed-by": "rollout-guard",
+                INSTANCE_LABEL: release.owner.name,
+                POLICY_LABEL: policy.name,
+            },
             "ownerReferences": [{
                 "apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid,
             }],

@@ -217,7 +217,8 @@ impl Judge {
         let mut response =
             Response { uid: request.uid.0.clone().into_owned(), allowed: true, ..Response::default() };
         let subject = request.subject();
-        let (true, Some(object)) = (subject != Subject::Other, request.object()?) else {
+        let object = if subject == Subject::Other { None } else { request.object()? };
+        let Some(object) = object else {
             self.metrics.ignored.inc();
             return Ok(response);
         };
@@ -296,7 +297,7 @@ fn status(change: &Change<'_>, refusal: &Refusal<'_>, words: &Message) -> Refusa
         reason,
         message: words.text.clone(),
         details: Details {
-            name: plain(change.name, 253),
+            name: harmless(&plain(change.name, 253)),
             group: "apps",
             kind: "deployments",
             causes: words.causes.iter().map(cause).collect(),

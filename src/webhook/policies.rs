@@ -387,7 +387,7 @@ impl Keeper {
             let ready = matches!(entry.fallback, FallbackState::InPlace { .. });
             self.metrics.fallback_ready.get_or_create(&labels).set(ready.into());
         }
-        if let Err(error) = cluster.prune_fallbacks(&keep).await {
+        if let Err(error) = cluster.prune_fallbacks(&self.settings.validating_configuration, &keep).await {
             tracing::warn!(%error, "fallbacks that are not wanted may be left, tried again");
             self.fallback_due = true;
         }

@@ -157,7 +157,8 @@ impl Api {
 
     pub fn bundle(&self, collection: &str) -> String {
         let objects = self.objects();
-        let bundle = &objects.by_path[&format!("{collection}/guard")]["webhooks"][0]["clientConfig"]["caBundle"];
+        let bundle =
+            &objects.by_path[&format!("{collection}/guard")]["webhooks"][0]["clientConfig"]["caBundle"];
         let bytes: ByteString = serde_json::from_value(bundle.clone()).unwrap_or_default();
         String::from_utf8(bytes.0).expect("text")
     }
@@ -195,7 +196,8 @@ impl Api {
                 serde_json::from_value(object["data"].clone()).expect("data");
             let mut data = data.into_iter().map(|(key, value)| (key, value.0)).collect();
             edit(&mut data);
-            let data: BTreeMap<_, _> = data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+            let data: BTreeMap<_, _> =
+                data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
             object["data"] = json!(data);
             objects.write(SECRETS, object, false);
         }

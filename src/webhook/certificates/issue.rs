@@ -235,7 +235,7 @@ fn verify_at(
         return Err("there is no certificate".to_owned());
     };
     // A certificate that is its own CA is fine for the API server, not for rustls.
-    if anchors.iter().any(|anchor| *anchor == leaf) {
+    if anchors.contains(&leaf) {
         return if !leaf.is_valid(now) {
             Err("it has expired, or has not begun".to_owned())
         } else if !leaf.names.iter().any(|n| n == name) {

@@ -390,7 +390,7 @@ fn fault_23_a_jump_past_every_end_is_made_good_in_one_look() {
 fn fault_23_a_clock_that_is_behind_by_less_than_the_back_dating_changes_nothing() {
     let mut world = World::new(2);
     world.look(0, Until::End);
-    world.now = world.now - SignedDuration::from_mins(9);
+    world.now -= SignedDuration::from_mins(9);
     world.look(1, Until::End);
     assert_eq!(world.steps, [Step::Create]);
     world.assert_sound();
@@ -425,7 +425,7 @@ fn fault_29_an_allowance_gives_a_burst_and_then_one_write_in_ten_seconds() {
         now = after(now, SignedDuration::from_millis(100));
     }
     assert_eq!((writes, firsts), (5 + 5, 1), "a minute of somebody else's edits");
-    now = now - SignedDuration::from_hours(1);
+    now -= SignedDuration::from_hours(1);
     let refusal = allowance.take(now).expect_err("a clock that was set back gives nothing away");
     assert!(refusal.wait <= every);
     assert!(allowance.take(after(now, SignedDuration::from_mins(1))).is_ok());
