@@ -9,11 +9,15 @@ use crate::{
         certs::CertsArgs, check::CheckArgs, completion::CompletionArgs, judge::JudgeArgs,
         webhook::WebhookArgs,
     },
+    core::message::plain,
     telemetry::{self, LogFormat},
 };
 
 /// Exit status for bad input and for errors of the API server.
 const FAILURE: u8 = 2;
+
+/// The most characters of an error.
+const LONGEST_ERROR: usize = 2000;
 
 /// Guards the rollouts of Kubernetes Deployments.
 #[derive(Parser, Debug)]
@@ -59,7 +63,7 @@ impl Cli {
         match self.try_run() {
             Ok(code) => code,
             Err(error) => {
-                eprintln!("rollout-guard: {error:#}");
+                eprintln!("rollout-guard: {}", one_line(&error));
                 ExitCode::from(FAILURE)
             }
         }
@@ -81,4 +85,19 @@ impl Cli {
             }
         })
     }
+}
+
+/// Returns `error` and what caused it, on one line. A cause that stands in the text already is left out, and what
+/// came from a file cannot steer the terminal.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    plain(&text, LONGEST_ERROR)
 }

@@ -90,7 +90,10 @@ impl JudgeArgs {
             docs: DOCS.into(),
         };
         let now = self.at.unwrap_or_else(Timestamp::now);
-        let (response, outcome) = judge.validate_with_outcome(&request, now).await?;
+        let (response, outcome) = judge
+            .validate_with_outcome(&request, now)
+            .await
+            .with_context(|| self.filename.display().to_string())?;
         match self.output {
             Output::Json => {
                 let printed = json!({

@@ -90,7 +90,7 @@ impl Judge {
             Response { uid: request.uid.0.clone().into_owned(), allowed: true, ..Response::default() };
         // What is not an update of a Deployment need not have the shape of one.
         let objects = match request.subject() {
-            Subject::Update => (request.object()?, request.old_object()?),
+            Subject::Update => (request.object(), request.old_object()),
             Subject::Create | Subject::Other => (None, None),
         };
         let (Some(object), Some(old)) = objects else {
@@ -102,15 +102,15 @@ impl Judge {
         let change = Change {
             namespace: &request.namespace.0,
             name: &request.name.0,
-            old: old.snapshot()?,
+            old: old.snapshot(),
             new_generation: object.generation(),
-            template_changed: !same_generation && !object.same_template(&old)?,
+            template_changed: !same_generation && !object.same_template(old),
             dry_run: request.dry_run(),
         };
         let outcome = match (decide(&change, policy.as_deref(), now), policy.as_deref()) {
             (Verdict::Allow(why), policy) => Outcome::allow(why, policy),
             (Verdict::Refuse(refusal), Some(policy)) => {
-                let asked = override_asked(&object, &old);
+                let asked = override_asked(object, old);
                 self.refuse(request, &change, &refusal, policy, asked, &mut response).await
             }
             // The table refuses nothing without a policy.
@@ -217,24 +217,24 @@ impl Judge {
         let mut response =
             Response { uid: request.uid.0.clone().into_owned(), allowed: true, ..Response::default() };
         let subject = request.subject();
-        let object = if subject == Subject::Other { None } else { request.object()? };
+        let object = if subject == Subject::Other { None } else { request.object() };
         let Some(object) = object else {
             self.metrics.ignored.inc();
             return Ok(response);
         };
-        let old = if subject == Subject::Update { request.old_object()? } else { None };
-        let labels = || old.as_ref().unwrap_or(&object).labels();
+        let old = if subject == Subject::Update { request.old_object() } else { None };
+        let labels = || old.unwrap_or(object).labels();
         let policy = self.world.effective(&request.namespace.0, labels);
-        let settings = object.settings()?;
-        let spec_changed = old.as_ref().is_none_or(|old| !object.same_spec(old));
-        let template_changed = match &old {
-            Some(old) if spec_changed => !object.same_template(old)?,
+        let settings = object.settings();
+        let spec_changed = old.is_none_or(|old| !object.same_spec(old));
+        let template_changed = match old {
+            Some(old) if spec_changed => !object.same_template(old),
             _ => false,
         };
         let patch = mutation::patch(
             &mutation::Subject {
-                old_generation: old.as_ref().map(Deployment::generation),
-                old_admitted: old.as_ref().and_then(|old| old.admitted()),
+                old_generation: old.map(Deployment::generation),
+                old_admitted: old.and_then(Deployment::admitted),
                 admitted: object.admitted(),
                 has_annotations: object.has_annotations(),
                 spec_changed,

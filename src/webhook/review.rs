@@ -1,8 +1,8 @@
 //! AdmissionReview <-> core: only what the decision needs is read, borrowed from the body where possible.
 //!
 //! The API server calls with tens of kilobytes of which the decision needs a few numbers and the bytes of two
-//! pod templates. Typed objects would copy all of it; here the templates stay raw, and of the annotations only
-//! the guard's own are kept.
+//! pod templates. Typed objects would copy all of it; here the templates stay raw, of the annotations only
+//! the guard's own are kept, and the body is gone over once.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -28,7 +28,7 @@ use crate::{
 pub enum ReviewError {
     /// Not JSON, or not of the shape of an AdmissionReview.
     #[error("not an AdmissionReview: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// JSON of another kind.
     #[error("want apiVersion admission.k8s.io/v1 and kind AdmissionReview, got {0}")]
     WrongKind(String),
@@ -38,6 +38,13 @@ pub enum ReviewError {
     /// A request without a uid.
     #[error("the request holds no uid")]
     NoUid,
+}
+
+impl From<serde_json::Error> for ReviewError {
+    fn from(error: serde_json::Error) -> Self {
+        // In the text, and so not a source as well: a chain would say it twice.
+        Self::Malformed(error)
+    }
 }
 
 /// Text that borrows from the body unless it holds escapes.
@@ -67,20 +74,34 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+struct Envelope<'a, O> {
     #[serde(borrow, default)]
     api_version: Text<'a>,
     #[serde(borrow, default)]
     kind: Text<'a>,
     #[serde(borrow)]
-    request: Option<Request<'a>>,
+    request: Option<Request<'a, O>>,
+}
+
+impl<'a, O> Envelope<'a, O> {
+    fn open(self) -> Result<Request<'a, O>, ReviewError> {
+        if self.api_version.0 != "admission.k8s.io/v1" || self.kind.0 != "AdmissionReview" {
+            let got = format!("{:?} and {:?}", self.api_version.0, self.kind.0);
+            return Err(ReviewError::WrongKind(crate::core::message::plain(&got, 100)));
+        }
+        let request = self.request.ok_or(ReviewError::NoRequest)?;
+        if request.uid.0.is_empty() {
+            return Err(ReviewError::NoUid);
+        }
+        Ok(request)
+    }
 }
 
 /// The request of a review.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Request<'a> {
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+pub struct Request<'a, O = Deployment<'a>> {
     /// To be echoed in the answer.
     #[serde(borrow, default)]
     pub uid: Text<'a>,
@@ -99,12 +120,16 @@ pub struct Request<'a> {
     pub operation: Text<'a>,
     #[serde(borrow, default)]
     user_info: UserInfo<'a>,
-    #[serde(borrow, default)]
-    object: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    old_object: Option<&'a RawValue>,
+    #[serde(default = "none")]
+    object: Option<O>,
+    #[serde(default = "none")]
+    old_object: Option<O>,
     #[serde(default)]
     dry_run: Option<bool>,
+}
+
+fn none<O>() -> Option<O> {
+    None
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -143,21 +168,41 @@ pub enum Subject {
 /// Reads a body as an AdmissionReview.
 ///
 /// # Errors
-/// When it is none, or holds no request or uid.
+/// When it is none, holds no request or uid, or says that it is about a Deployment and is not.
 pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
-    let envelope: Envelope<'_> = serde_json::from_slice(body)?;
-    if envelope.api_version.0 != "admission.k8s.io/v1" || envelope.kind.0 != "AdmissionReview" {
-        let got = format!("{:?} and {:?}", envelope.api_version.0, envelope.kind.0);
-        return Err(ReviewError::WrongKind(crate::core::message::plain(&got, 100)));
+    let body = str::from_utf8(body).map_err(<serde_json::Error as de::Error>::custom)?;
+    // In one pass where both objects have the shape of a Deployment: nearly always.
+    if let Ok(envelope) = serde_json::from_str::<Envelope<'_, Deployment<'_>>>(body) {
+        return envelope.open();
     }
-    let request = envelope.request.ok_or(ReviewError::NoRequest)?;
-    if request.uid.0.is_empty() {
-        return Err(ReviewError::NoUid);
-    }
-    Ok(request)
+    serde_json::from_str::<Envelope<'_, &RawValue>>(body)?.open()?.read()
 }
 
-impl<'a> Request<'a> {
+impl<'a> Request<'a, &'a RawValue> {
+    /// Reads the objects, except those that need not have the shape of a Deployment.
+    fn read(self) -> Result<Request<'a>, ReviewError> {
+        let other = self.subject() == Subject::Other;
+        let read = |raw: Option<&'a RawValue>| match raw {
+            Some(raw) if !other => serde_json::from_str::<Deployment<'a>>(raw.get()).map(Some),
+            _ => Ok(None),
+        };
+        let Self { uid, resource, sub_resource, name, namespace, operation, .. } = self;
+        Ok(Request {
+            uid,
+            resource,
+            sub_resource,
+            name,
+            namespace,
+            operation,
+            user_info: self.user_info,
+            object: read(self.object)?,
+            old_object: read(self.old_object)?,
+            dry_run: self.dry_run,
+        })
+    }
+}
+
+impl<'a, O> Request<'a, O> {
     /// Returns what the request is about.
     pub fn subject(&self) -> Subject {
         let Resource { group, version, resource } = &self.resource;
@@ -194,26 +239,13 @@ impl<'a> Request<'a> {
     }
 
     /// Returns the object as it is to be; none where the request holds none.
-    ///
-    /// # Errors
-    /// When it is not shaped like a Deployment.
-    pub fn object(&self) -> Result<Option<Deployment<'a>>, ReviewError> {
-        read(self.object)
+    pub fn object(&self) -> Option<&O> {
+        self.object.as_ref()
     }
 
     /// Returns the object as it is stored; none where the request holds none.
-    ///
-    /// # Errors
-    /// When it is not shaped like a Deployment.
-    pub fn old_object(&self) -> Result<Option<Deployment<'a>>, ReviewError> {
-        read(self.old_object)
-    }
-}
-
-fn read<'a>(raw: Option<&'a RawValue>) -> Result<Option<Deployment<'a>>, ReviewError> {
-    match raw {
-        None => Ok(None),
-        Some(raw) => Ok(serde_json::from_str::<Option<Deployment<'a>>>(raw.get())?),
+    pub fn old_object(&self) -> Option<&O> {
+        self.old_object.as_ref()
     }
 }
 
@@ -223,7 +255,7 @@ pub struct Deployment<'a> {
     #[serde(borrow, default)]
     metadata: Metadata<'a>,
     #[serde(borrow, default)]
-    spec: Option<&'a RawValue>,
+    spec: Option<Spec<'a>>,
     #[serde(borrow, default)]
     status: Option<Status<'a>>,
 }
@@ -284,21 +316,79 @@ struct ManagedFields<'a> {
     subresource: Option<Text<'a>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default)]
 struct Spec<'a> {
-    #[serde(default)]
     replicas: Option<i32>,
-    #[serde(default)]
     paused: Option<bool>,
-    #[serde(default)]
     progress_deadline_seconds: Option<i32>,
-    #[serde(default)]
     revision_history_limit: Option<i32>,
-    #[serde(default)]
     min_ready_seconds: Option<i32>,
-    #[serde(borrow, default)]
     template: Option<&'a RawValue>,
+    /// All other fields: only whether they change is asked.
+    others: BTreeMap<Text<'a>, Option<&'a RawValue>>,
+}
+
+/// The fields that are read; one that is there twice is refused, as in all that serde derives.
+const SPEC_FIELDS: [&str; 6] =
+    ["replicas", "paused", "progressDeadlineSeconds", "revisionHistoryLimit", "minReadySeconds", "template"];
+
+impl<'de: 'a, 'a> Deserialize<'de> for Spec<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SpecVisitor;
+        impl<'de> Visitor<'de> for SpecVisitor {
+            type Value = Spec<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the spec of a Deployment")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut spec = Spec::default();
+                let mut seen = [false; SPEC_FIELDS.len()];
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    if let Some(index) = SPEC_FIELDS.iter().position(|field| *field == key.0)
+                        && std::mem::replace(&mut seen[index], true)
+                    {
+                        return Err(de::Error::duplicate_field(SPEC_FIELDS[index]));
+                    }
+                    match &*key.0 {
+                        "replicas" => spec.replicas = map.next_value()?,
+                        "paused" => spec.paused = map.next_value()?,
+                        "progressDeadlineSeconds" => spec.progress_deadline_seconds = map.next_value()?,
+                        "revisionHistoryLimit" => spec.revision_history_limit = map.next_value()?,
+                        "minReadySeconds" => spec.min_ready_seconds = map.next_value()?,
+                        "template" => spec.template = map.next_value()?,
+                        _ => {
+                            let value = map.next_value()?;
+                            spec.others.insert(key, value);
+                        }
+                    }
+                }
+                Ok(spec)
+            }
+        }
+        deserializer.deserialize_map(SpecVisitor)
+    }
+}
+
+impl Spec<'_> {
+    fn same(&self, other: &Self) -> bool {
+        let Self {
+            replicas,
+            paused,
+            progress_deadline_seconds,
+            revision_history_limit,
+            min_ready_seconds,
+            template,
+            others,
+        } = self;
+        *replicas == other.replicas
+            && *paused == other.paused
+            && *progress_deadline_seconds == other.progress_deadline_seconds
+            && *revision_history_limit == other.revision_history_limit
+            && *min_ready_seconds == other.min_ready_seconds
+            && same(*template, other.template)
+            && others.len() == other.others.len()
+            && others.iter().zip(&other.others).all(|((k, v), (l, w))| k == l && same(*v, *w))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -371,38 +461,34 @@ impl<'a> Deployment<'a> {
         self.metadata.annotations.as_ref()?.overrides.as_ref().map(|text| &*text.0)
     }
 
-    /// Says whether the spec differs, by value.
+    /// Says whether the specs are the same, by value.
     pub fn same_spec(&self, other: &Self) -> bool {
-        same(self.spec, other.spec)
+        match (&self.spec, &other.spec) {
+            (Some(a), Some(b)) => a.same(b),
+            (None, None) => true,
+            _ => false,
+        }
     }
 
     /// Says whether the pod templates are the same, by value.
-    ///
-    /// # Errors
-    /// When a spec is not that of a Deployment.
-    pub fn same_template(&self, other: &Self) -> Result<bool, ReviewError> {
-        Ok(same(self.spec()?.template, other.spec()?.template))
+    pub fn same_template(&self, other: &Self) -> bool {
+        let template = |deployment: &Self| deployment.spec.as_ref().and_then(|spec| spec.template);
+        same(template(self), template(other))
     }
 
     /// Returns what the mutating webhook looks at.
-    ///
-    /// # Errors
-    /// When the spec is not that of a Deployment.
-    pub fn settings(&self) -> Result<Settings, ReviewError> {
-        let spec = self.spec()?;
-        Ok(Settings {
-            progress_deadline_seconds: spec.progress_deadline_seconds,
-            revision_history_limit: spec.revision_history_limit,
-            min_ready_seconds: spec.min_ready_seconds.unwrap_or_default(),
-        })
+    pub fn settings(&self) -> Settings {
+        let spec = self.spec.as_ref();
+        Settings {
+            progress_deadline_seconds: spec.and_then(|spec| spec.progress_deadline_seconds),
+            revision_history_limit: spec.and_then(|spec| spec.revision_history_limit),
+            min_ready_seconds: spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default(),
+        }
     }
 
     /// Returns what the Deployment says of itself.
-    ///
-    /// # Errors
-    /// When the spec is not that of a Deployment.
-    pub fn snapshot(&self) -> Result<Snapshot<'_>, ReviewError> {
-        let spec = self.spec()?;
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        let spec = self.spec.as_ref();
         let status = self.status.as_ref();
         let condition = |kind: &str| {
             let found = status?.conditions.as_ref()?.iter().find(|c| c.kind.0 == kind)?;
@@ -414,19 +500,19 @@ impl<'a> Deployment<'a> {
             })
         };
         let count = |field: fn(&Status<'_>) -> Option<i32>| status.and_then(field).unwrap_or_default();
-        Ok(Snapshot {
+        Snapshot {
             generation: self.generation(),
             observed_generation: status.and_then(|s| s.observed_generation).unwrap_or_default(),
             deleting: self.metadata.deletion_timestamp.is_some(),
-            paused: spec.paused.unwrap_or_default(),
-            desired: spec.replicas.unwrap_or(1),
+            paused: spec.and_then(|spec| spec.paused).unwrap_or_default(),
+            desired: spec.and_then(|spec| spec.replicas).unwrap_or(1),
             replicas: count(|s| s.replicas),
             updated: count(|s| s.updated_replicas),
             available: count(|s| s.available_replicas),
             progressing: condition("Progressing"),
             replica_failure: condition("ReplicaFailure"),
             written_at: self.written_at(),
-        })
+        }
     }
 
     /// When the object itself was last written: the newest entry of managedFields that is not of a subresource.
@@ -437,13 +523,6 @@ impl<'a> Deployment<'a> {
             .filter(|entry| entry.subresource.as_ref().is_none_or(|s| s.0.is_empty()))
             .filter_map(|entry| entry.time.as_ref().and_then(time))
             .max()
-    }
-
-    fn spec(&self) -> Result<Spec<'a>, ReviewError> {
-        match self.spec {
-            None => Ok(Spec::default()),
-            Some(raw) => Ok(serde_json::from_str::<Option<Spec<'a>>>(raw.get())?.unwrap_or_default()),
-        }
     }
 }
 

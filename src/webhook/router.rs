@@ -41,7 +41,6 @@ pub struct Capacity {
     pub queued: usize,
 }
 
-#[derive(Clone)]
 struct Gate {
     all: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
@@ -51,11 +50,12 @@ struct Gate {
 /// Returns the routes of the TLS port.
 pub fn router(judge: Judge, capacity: Capacity) -> Router {
     let metrics = judge.metrics.clone();
-    let gate = Gate {
+    // Shared as one: a clone of each counter at each call would cost more than the counting.
+    let gate = Arc::new(Gate {
         all: Arc::new(Semaphore::new(capacity.in_flight + capacity.queued)),
         in_flight: Arc::new(Semaphore::new(capacity.in_flight)),
         metrics: metrics.clone(),
-    };
+    });
     let panicked = move |_: Box<dyn std::any::Any + Send>| {
         metrics.reject("panic");
         refused(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -64,13 +64,13 @@ pub fn router(judge: Judge, capacity: Capacity) -> Router {
         .route("/validate", post(validate))
         .route("/mutate", post(mutate))
         .fallback(async || refused(StatusCode::NOT_FOUND, "there are /validate and /mutate here"))
-        .with_state(judge)
+        .with_state(Arc::new(judge))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(gate, enter))
 }
 
 /// Lets a call in, or refuses it at once where the queue is full.
-async fn enter(State(gate): State<Gate>, request: HttpRequest, next: Next) -> HttpResponse {
+async fn enter(State(gate): State<Arc<Gate>>, request: HttpRequest, next: Next) -> HttpResponse {
     let Ok(_place) = gate.all.try_acquire() else {
         gate.metrics.reject("overload");
         return refused(StatusCode::SERVICE_UNAVAILABLE, "too many calls at once");
@@ -92,7 +92,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-async fn validate(State(judge): State<Judge>, headers: HeaderMap, body: Body) -> HttpResponse {
+async fn validate(State(judge): State<Arc<Judge>>, headers: HeaderMap, body: Body) -> HttpResponse {
     let body = match read(&headers, body).await {
         Ok(body) => body,
         Err(unread) => return unread.answer(&judge.metrics),
@@ -105,7 +105,7 @@ async fn validate(State(judge): State<Judge>, headers: HeaderMap, body: Body) ->
     finish(&judge, Endpoint::Validate, started, answer)
 }
 
-async fn mutate(State(judge): State<Judge>, headers: HeaderMap, body: Body) -> HttpResponse {
+async fn mutate(State(judge): State<Arc<Judge>>, headers: HeaderMap, body: Body) -> HttpResponse {
     let body = match read(&headers, body).await {
         Ok(body) => body,
         Err(unread) => return unread.answer(&judge.metrics),

@@ -152,8 +152,10 @@ impl Connection {
                 begun.set(Stage::HANDLING);
                 request
             })
-            .map_response(move |response| {
-                stage.set(Stage::IDLE);
+            .map_response(move |response: axum::response::Response| {
+                // Only what was judged has had its body read to the end for certain.
+                let judged = response.status() == http::StatusCode::OK;
+                stage.set(if judged { Stage::IDLE } else { Stage::REFUSED });
                 response
             });
         let connection = http1::Builder::new()
@@ -191,6 +193,9 @@ impl Stage {
     const HEADER: u8 = 1;
     /// The header is complete and the answer is not begun.
     const HANDLING: u8 = 2;
+    /// Answered, perhaps before the body was read: what comes next may be the rest of it, which hyper takes
+    /// with one read to go on using the connection. It is not to be timed as a header.
+    const REFUSED: u8 = 3;
 
     fn set(&self, stage: u8) {
         self.0.store(stage, Ordering::Relaxed);
@@ -220,9 +225,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeaderTimed<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let poll = Pin::new(&mut this.inner).poll_read(cx, buf);
-        if buf.filled().len() > before && this.stage.is(Stage::IDLE) {
-            this.stage.set(Stage::HEADER);
-            this.deadline.as_mut().reset(tokio::time::Instant::now() + this.limit);
+        if buf.filled().len() > before {
+            if this.stage.is(Stage::IDLE) {
+                this.stage.set(Stage::HEADER);
+                this.deadline.as_mut().reset(tokio::time::Instant::now() + this.limit);
+            } else if this.stage.is(Stage::REFUSED) {
+                this.stage.set(Stage::IDLE);
+            }
         }
         if this.stage.is(Stage::HEADER) && this.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The kind clusters of this project. See README.md beside this file.
 #
-#     cluster.sh up NAME             a cluster that answers, made only where there is none
+#     cluster.sh up NAME             a cluster that answers, made only where none does
 #     cluster.sh down NAME           gone, with its kubeconfig
 #     cluster.sh status NAME         one line; exit 0 up, 1 dead, 2 none
 #     cluster.sh load NAME ARCHIVE   image archives into its node(s)
@@ -46,15 +46,17 @@ up() {
   podman_after_reboot
   if [ -f "$RECORD" ]; then
     recall
-    if [ "$INPUTS" != "$(inputs)" ]; then
-      say "$CLUSTER was made from other inputs (kind-config.yaml or the node image have changed): making it anew"
-    elif ! answers; then
-      say "$CLUSTER is there but dead (its node or its API server does not answer): making it anew"
-    else
+    if answers; then
+      # Somebody may be at work in it, so it is never taken away here, whatever
+      # has changed: that is for `down`, which says what it does.
+      if [ "$INPUTS" != "$(inputs)" ]; then
+        say "NOTE: $CLUSTER was made from other inputs (kind-config.yaml or the node image have changed since); it is used as it is. To renew it: cluster.sh down $CLUSTER, then up"
+      fi
       publish
       say "$CLUSTER is up: KUBECONFIG=$KUBECONFIG"
       return
     fi
+    say "$CLUSTER is there but dead (its node or its API server does not answer): making it anew"
     destroy
   fi
   choose

@@ -7,7 +7,7 @@ No daemon, no registry: the archive is what `ctr images import`,
     mkimage.py OUT.tar SPEC.json
 
 SPEC.json is a list of
-    {"ref": "registry.k8s.io/pause:3.10",
+    {"ref": "localhost/pause:3.10",
      "files": {"/pause": "/path/on/this/machine"},   # copied with mode 0755
      "tree": "/path/of/a/directory",                 # optional: its whole content
      "entrypoint": ["/pause"], "cmd": [], "env": [], "user": "",

@@ -33,8 +33,10 @@ pub mod keys {
     pub const ALL: [&str; 6] = [CERTIFICATE, KEY, BUNDLE, AUTHORITY_KEY, NEXT_AUTHORITY_KEY, RETIRE_AT];
 }
 
-/// A bundle grows no further than this by rotations that somebody forces one after another.
-const MAX_BUNDLE: usize = 6;
+/// A bundle grows no further than this by rotations that somebody forces one after another. The CA of a leaf that
+/// another replica still serves would be left out beyond it, so it is more than anybody forces within the
+/// life of a leaf; twenty kilobytes are nothing to a webhook configuration.
+const MAX_BUNDLE: usize = 32;
 
 /// The contents of the Secret, as far as they can be used.
 #[derive(Clone, Debug, Default)]

@@ -488,6 +488,29 @@ fn run(world: &mut World, event: &Event) {
     }
 }
 
+#[test]
+fn fault_20_secrets_deleted_again_and_again_push_no_served_ca_out_of_the_bundle() {
+    use Event::{Break, DeleteSecret, Look, Pass};
+    let mut world = World::new(3);
+    world.round();
+    let begin = [
+        DeleteSecret,
+        Look(1, 0),
+        Look(2, 2),
+        Pass(10),
+        Look(2, 1),
+        DeleteSecret,
+        Look(1, 0),
+        Break(3, 0),
+        Look(0, 2),
+    ];
+    let again = [DeleteSecret, Look(1, 1), DeleteSecret, Look(1, 1), DeleteSecret, Look(1, 1)];
+    for event in begin.iter().chain(&again) {
+        run(&mut world, event);
+        assert!(world.every_served_leaf_is_trusted(), "after {event:?}: {:?}", world.steps);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
