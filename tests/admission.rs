@@ -1082,7 +1082,7 @@ async fn fault_17_ten_times_the_capacity_is_a_bounded_queue_and_a_quick_refusal(
     const CAPACITY: Capacity = Capacity { in_flight: 4, queued: 4 };
     let hold = Arc::new(Semaphore::new(0));
     let door = Door::with([policy("default", json!({}))], Answers::Held(Arc::clone(&hold)), CAPACITY);
-    // A body is only read by a call that is let in: what is refused or queued costs no memory.
+    // A body is only read by a call that is let in or queued: what is refused costs no memory.
     let bodies_read = Arc::new(AtomicUsize::new(0));
     let refused = Arc::new(AtomicUsize::new(0));
     let call = || async {
@@ -1100,7 +1100,7 @@ async fn fault_17_ten_times_the_capacity_is_a_bounded_queue_and_a_quick_refusal(
         while refused.load(Ordering::SeqCst) < 72 {
             tokio::task::yield_now().await;
         }
-        assert_eq!((door.access.count(), bodies_read.load(Ordering::SeqCst)), (4, 4), "four are answered");
+        assert_eq!((door.access.count(), bodies_read.load(Ordering::SeqCst)), (4, 8), "four are answered");
         assert_eq!(door.metric("rollout_guard_admission_in_flight"), Some(4));
         assert_eq!(call().await.status, StatusCode::SERVICE_UNAVAILABLE, "the queue is full");
         hold.add_permits(1);
@@ -1134,6 +1134,43 @@ async fn fault_17_a_caller_that_goes_away_gives_its_place_back() {
         assert_eq!(answer.status, StatusCode::OK, "round {round}: both places are free");
     }
     assert_eq!(door.metric("rollout_guard_admission_in_flight"), Some(0));
+}
+
+#[tokio::test]
+async fn bodies_that_are_sent_slowly_take_no_place_from_the_others() {
+    let capacity = Capacity { in_flight: 1, queued: 4 };
+    let door = Door::with([policy("default", json!({}))], Answers::Panic, capacity);
+    let slow = || door.call("/validate", Body::from_stream(stream::pending::<std::io::Result<Bytes>>()));
+    let mut slow = futures::future::join_all([slow(), slow(), slow()]);
+    assert!(futures::poll!(&mut slow).is_pending());
+    let started = Instant::now();
+    assert_eq!(code(&door.validate(&review("update-healthy.validate")).await), 200);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn fault_1_bodies_together_hold_no_more_than_64_mebibytes() {
+    let door = default_door();
+    // Seven mebibytes each, of which the end does not come: nine of them fit, and what is only announced counts nothing.
+    let chunk = Bytes::from(vec![b' '; 7 * 1024 * 1024]);
+    let unfinished = || {
+        let body = futures::StreamExt::chain(
+            stream::iter([Ok::<_, std::io::Error>(chunk.clone())]),
+            stream::pending(),
+        );
+        Box::pin(door.call("/validate", Body::from_stream(body)))
+    };
+    let mut nine = futures::future::join_all((0..9).map(|_| unfinished()));
+    assert!(futures::poll!(&mut nine).is_pending());
+    let tenth = unfinished().await;
+    assert_eq!(
+        (tenth.status, tenth.text()),
+        (StatusCode::SERVICE_UNAVAILABLE, "too many bytes at once\n".to_owned())
+    );
+    assert_eq!(code(&door.validate(&review("update-healthy.validate")).await), 200, "a usual one still fits");
+    drop(nine);
+    let mut tenth = unfinished();
+    assert!(futures::poll!(&mut tenth).is_pending(), "their bytes are given back");
 }
 
 #[tokio::test]

@@ -233,6 +233,7 @@ fn judge_says_in_one_line_what_is_wrong_with_a_policy() {
     judge("tabs.yaml", "kind:\n\t- x\n", &["line 2"]);
     judge("pod.yaml", "kind: Pod\n", &["want kind RolloutPolicy", "Pod"]);
     judge("list.yaml", "- a\n- b\n", &[]);
+    judge("unknown.yaml", &policy("{mod: Off}"), &["there is no field spec.mod"]);
     judge("mode.yaml", &policy("{mode: Loud}"), &["Loud", "Enforce"]);
     judge("action.yaml", &policy("{admission: {failed: Maybe}}"), &["Maybe", "Deny"]);
     judge(

@@ -184,7 +184,9 @@ async fn fault_14_connections_beyond_the_cap_are_closed_at_once_and_probes_are_a
     let guard = Guard::start(door(), Limits { connections: CAP, ..LIMITS }).await;
     let mut held = Vec::new();
     for _ in 0..CAP {
-        held.push(guard.connect().await);
+        let mut client = guard.connect().await;
+        assert_eq!(client.post("/validate", HEALTHY).await.expect("answered").status, 200);
+        held.push(client);
     }
     until("counted", || async { guard.door.metric("rollout_guard_connections") == Some(CAP as u64) }).await;
 
@@ -216,6 +218,24 @@ async fn fault_14_connections_beyond_the_cap_are_closed_at_once_and_probes_are_a
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_14_connections_that_never_ask_anything_make_room_for_those_that_do() {
+    let guard = Guard::start(door(), Limits { connections: 3, ..LIMITS }).await;
+    let mut used = guard.connect().await;
+    assert_eq!(used.post("/validate", HEALTHY).await.expect("answered").status, 200);
+    let mut silent = [guard.connect().await, guard.connect().await];
+    until("counted", || async { guard.door.metric("rollout_guard_connections") == Some(3) }).await;
+
+    // One more closes the oldest of the silent ones; the one in use and the younger silent one stay.
+    let mut newcomer = guard.connect().await;
+    assert_eq!(newcomer.post("/validate", HEALTHY).await.expect("answered").status, 200);
+    silent[0].closed().await;
+    for client in [&mut used, &mut silent[1], &mut newcomer] {
+        assert_eq!(client.post("/validate", HEALTHY).await.expect("answered").status, 200);
+    }
+    assert_eq!(rejected(&guard, "connections"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

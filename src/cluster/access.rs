@@ -7,7 +7,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use kube::{Api, api::PostParams};
 
 use super::{Cluster, ClusterError, call_within};
-use crate::api::GROUP;
+use crate::{api::GROUP, core::message::plain};
 
 /// The webhook's own timeout is 2 to 3 s, so its answer must not wait longer than this.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ impl Access for Cluster {
         };
         async move {
             let api = Api::<SubjectAccessReview>::all(self.client.clone());
-            let what = format!("ask whether {:?} may override {policy}", user.name);
+            let what = format!("ask whether {:?} may override {policy}", plain(&user.name, 253));
             let answer = call_within(LIMIT, what, api.create(&PostParams::default(), &review)).await?;
             Ok(answer.status.is_some_and(|status| status.allowed))
         }

@@ -134,8 +134,15 @@ impl JudgeArgs {
             let shown = path.display();
             let text = String::from_utf8(read(path)?).with_context(|| format!("{shown}: not UTF-8"))?;
             for document in serde_yaml_ng::Deserializer::from_str(&text) {
-                let document =
-                    Option::<Document>::deserialize(document).with_context(|| shown.to_string())?;
+                // kubectl warns of a field that is none; here nobody else would.
+                let mut unknown = Vec::new();
+                let document: Option<Document> =
+                    serde_ignored::deserialize(document, |path| unknown.push(path.to_string()))
+                        .with_context(|| shown.to_string())?;
+                if let Some(path) = unknown.iter().map(|path| path.trim_start_matches("?.")).find(is_of_spec)
+                {
+                    bail!("{shown}: there is no field {path}");
+                }
                 // An empty document, as between two `---`.
                 let Some(document) = document else { continue };
                 if document.kind != "RolloutPolicy" {
@@ -166,6 +173,11 @@ impl JudgeArgs {
         }
         Ok(labels)
     }
+}
+
+/// Of the metadata only the name is read; all of the spec is.
+fn is_of_spec(path: &&str) -> bool {
+    path.starts_with("spec.")
 }
 
 fn read(path: &PathBuf) -> anyhow::Result<Vec<u8>> {

@@ -123,7 +123,7 @@ pub struct WebhookArgs {
     #[arg(long, env = "ROLLOUT_GUARD_MAX_IN_FLIGHT", default_value_t = 256, value_parser = at_least_one(), value_name = "N")]
     max_in_flight: u32,
 
-    /// Connections at a time; more are closed at once.
+    /// Connections at a time. One more closes the oldest that never asked anything, else itself.
     #[arg(long, env = "ROLLOUT_GUARD_MAX_CONNECTIONS", default_value_t = 1000, value_parser = at_least_one(), value_name = "N")]
     max_connections: u32,
 

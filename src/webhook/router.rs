@@ -7,17 +7,16 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request as HttpRequest, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response as HttpResponse},
     routing::post,
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
@@ -32,17 +31,32 @@ pub const BODY_LIMIT: usize = 7 * 1024 * 1024;
 /// A body that takes longer is of no use: the API server waits 2 or 3 s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most bytes of bodies in memory at a time, whoever sends them. Twenty kilobytes are usual.
+const BODIES_LIMIT: usize = 64 * 1024 * 1024;
+
 /// How many calls are answered at a time, and how many may queue for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Calls answered at a time.
     pub in_flight: usize,
-    /// Calls that wait. Those beyond are refused at once, so that overload answers fast.
+    /// Calls that wait, or whose body is still on its way. Those beyond are refused at once, so that overload
+    /// answers fast.
     pub queued: usize,
 }
 
+#[derive(Clone)]
+struct App {
+    judge: Judge,
+    gate: Gate,
+}
+
+#[derive(Clone)]
 struct Gate {
+    /// Every call from its header on.
     all: Arc<Semaphore>,
+    /// Bytes of bodies.
+    bytes: Arc<Semaphore>,
+    /// Calls whose body is there: one that is sent slowly takes no place from the others.
     in_flight: Arc<Semaphore>,
     metrics: Metrics,
 }
@@ -50,12 +64,12 @@ struct Gate {
 /// Returns the routes of the TLS port.
 pub fn router(judge: Judge, capacity: Capacity) -> Router {
     let metrics = judge.metrics.clone();
-    // Shared as one: a clone of each counter at each call would cost more than the counting.
-    let gate = Arc::new(Gate {
+    let gate = Gate {
         all: Arc::new(Semaphore::new(capacity.in_flight + capacity.queued)),
+        bytes: Arc::new(Semaphore::new(BODIES_LIMIT)),
         in_flight: Arc::new(Semaphore::new(capacity.in_flight)),
         metrics: metrics.clone(),
-    });
+    };
     let panicked = move |_: Box<dyn std::any::Any + Send>| {
         metrics.reject("panic");
         refused(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -64,58 +78,59 @@ pub fn router(judge: Judge, capacity: Capacity) -> Router {
         .route("/validate", post(validate))
         .route("/mutate", post(mutate))
         .fallback(async || refused(StatusCode::NOT_FOUND, "there are /validate and /mutate here"))
-        .with_state(Arc::new(judge))
+        .with_state(App { judge, gate: gate.clone() })
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(gate, enter))
 }
 
 /// Lets a call in, or refuses it at once where the queue is full.
-async fn enter(State(gate): State<Arc<Gate>>, request: HttpRequest, next: Next) -> HttpResponse {
+async fn enter(State(gate): State<Gate>, request: HttpRequest, next: Next) -> HttpResponse {
     let Ok(_place) = gate.all.try_acquire() else {
         gate.metrics.reject("overload");
         return refused(StatusCode::SERVICE_UNAVAILABLE, "too many calls at once");
     };
-    let Ok(_permit) = gate.in_flight.acquire().await else {
-        return refused(StatusCode::SERVICE_UNAVAILABLE, "shutting down");
-    };
-    gate.metrics.in_flight.inc();
-    // Also where the client goes away and this future is dropped.
-    let _counted = Counted(&gate.metrics);
     next.run(request).await
 }
 
-struct Counted<'a>(&'a Metrics);
+async fn validate(State(app): State<App>, headers: HeaderMap, body: Body) -> HttpResponse {
+    let call = match app.gate.read(&headers, body).await {
+        Ok(call) => call,
+        Err(unread) => return unread.answer(&app.gate.metrics),
+    };
+    let started = Instant::now();
+    let answer = match review::parse(&call.body) {
+        Ok(request) => app.judge.validate(&request, Timestamp::now()).await,
+        Err(error) => Err(error),
+    };
+    finish(&app.judge, Endpoint::Validate, started, answer)
+}
 
-impl Drop for Counted<'_> {
+async fn mutate(State(app): State<App>, headers: HeaderMap, body: Body) -> HttpResponse {
+    let call = match app.gate.read(&headers, body).await {
+        Ok(call) => call,
+        Err(unread) => return unread.answer(&app.gate.metrics),
+    };
+    let started = Instant::now();
+    let answer = review::parse(&call.body).and_then(|request| app.judge.mutate(&request));
+    finish(&app.judge, Endpoint::Mutate, started, answer)
+}
+
+/// A call whose body is there, with its place among those that are answered.
+struct Call<'a> {
+    body: Vec<u8>,
+    gate: &'a Gate,
+    _bytes: Option<SemaphorePermit<'a>>,
+    _place: SemaphorePermit<'a>,
+}
+
+impl Drop for Call<'_> {
+    /// Also where the client goes away and the future is dropped.
     fn drop(&mut self) {
-        self.0.in_flight.dec();
+        self.gate.metrics.in_flight.dec();
     }
 }
 
-async fn validate(State(judge): State<Arc<Judge>>, headers: HeaderMap, body: Body) -> HttpResponse {
-    let body = match read(&headers, body).await {
-        Ok(body) => body,
-        Err(unread) => return unread.answer(&judge.metrics),
-    };
-    let started = Instant::now();
-    let answer = match review::parse(&body) {
-        Ok(request) => judge.validate(&request, Timestamp::now()).await,
-        Err(error) => Err(error),
-    };
-    finish(&judge, Endpoint::Validate, started, answer)
-}
-
-async fn mutate(State(judge): State<Arc<Judge>>, headers: HeaderMap, body: Body) -> HttpResponse {
-    let body = match read(&headers, body).await {
-        Ok(body) => body,
-        Err(unread) => return unread.answer(&judge.metrics),
-    };
-    let started = Instant::now();
-    let answer = review::parse(&body).and_then(|request| judge.mutate(&request));
-    finish(&judge, Endpoint::Mutate, started, answer)
-}
-
-/// A body that was not read to its end.
+/// A call that is not judged.
 struct Unread {
     cause: &'static str,
     status: StatusCode,
@@ -123,28 +138,69 @@ struct Unread {
 }
 
 impl Unread {
+    const TOO_LARGE: Self =
+        Self { cause: "too_large", status: StatusCode::PAYLOAD_TOO_LARGE, why: "body is larger than 7 MiB" };
+    const OVERLOAD: Self =
+        Self { cause: "overload", status: StatusCode::SERVICE_UNAVAILABLE, why: "too many bytes at once" };
+
     fn answer(self, metrics: &Metrics) -> HttpResponse {
         metrics.reject(self.cause);
         refused(self.status, self.why)
     }
 }
 
-/// Reads the whole body, at most [`BODY_LIMIT`] bytes of it.
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Unread> {
-    let unread = |cause, status, why| Unread { cause, status, why };
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
-    if !media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case("application/json")) {
-        let why = "want content-type application/json";
-        return Err(unread("content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(unread("too_large", StatusCode::PAYLOAD_TOO_LARGE, "body is larger than 7 MiB"))
+impl Gate {
+    /// Reads the whole body and waits for a place.
+    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Call<'_>, Unread> {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
+        if !media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case("application/json")) {
+            return Err(Unread {
+                cause: "content_type",
+                status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                why: "want content-type application/json",
+            });
         }
-        Ok(Err(_)) => Err(unread("malformed", StatusCode::BAD_REQUEST, "body ended early")),
-        Err(_) => Err(unread("timeout", StatusCode::REQUEST_TIMEOUT, "body took longer than 5 s")),
+        let (body, bytes) =
+            tokio::time::timeout(BODY_TIMEOUT, self.collect(body)).await.map_err(|_| Unread {
+                cause: "timeout",
+                status: StatusCode::REQUEST_TIMEOUT,
+                why: "body took longer than 5 s",
+            })??;
+        // The semaphore is never closed.
+        let place = self.in_flight.acquire().await.map_err(|_| Unread::OVERLOAD)?;
+        self.metrics.in_flight.inc();
+        Ok(Call { body, gate: self, _bytes: bytes, _place: place })
+    }
+
+    /// Reads at most [`BODY_LIMIT`] bytes, and of all bodies together at most [`BODIES_LIMIT`], counted as they come:
+    /// what somebody only announces takes nothing from the others.
+    async fn collect(&self, mut body: Body) -> Result<(Vec<u8>, Option<SemaphorePermit<'_>>), Unread> {
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > BODY_LIMIT {
+            return Err(Unread::TOO_LARGE);
+        }
+        let mut collected = Vec::with_capacity(announced.min(64 * 1024));
+        let mut held: Option<SemaphorePermit<'_>> = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Unread {
+                cause: "malformed",
+                status: StatusCode::BAD_REQUEST,
+                why: "body ended early",
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if collected.len() + data.len() > BODY_LIMIT {
+                return Err(Unread::TOO_LARGE);
+            }
+            let count = u32::try_from(data.len()).map_err(|_| Unread::TOO_LARGE)?;
+            let more = self.bytes.try_acquire_many(count).map_err(|_| Unread::OVERLOAD)?;
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
+            collected.extend_from_slice(&data);
+        }
+        Ok((collected, held))
     }
 }
 

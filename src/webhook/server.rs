@@ -6,10 +6,11 @@
 //! cannot tell the two apart, hence [`HeaderTimed`].
 
 use std::{
+    collections::BTreeMap,
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll},
@@ -27,7 +28,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{Sleep, sleep},
 };
@@ -39,7 +40,8 @@ use crate::{admin::Requirement, shutdown::Shutdown, telemetry::Metrics};
 /// How the port is bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; more are closed at once.
+    /// Connections at a time. One more closes the oldest that has not asked anything yet; where there is none,
+    /// it is closed itself.
     pub connections: usize,
     /// The longest that a handshake, or the header of a request once begun, may take.
     pub header_timeout: Duration,
@@ -48,6 +50,9 @@ pub struct Limits {
     /// How long calls may take to finish after that.
     pub drain_timeout: Duration,
 }
+
+/// How long a new connection waits for the place of one that is being closed for it.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves `router` over TLS until the shutdown, then drains: not ready, serve on with `Connection: close`, stop
 /// to accept, finish what is begun.
@@ -65,6 +70,7 @@ pub async fn serve(
     let draining = Arc::new(AtomicBool::new(false));
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let unused = Unused::default();
     let connection =
         Connection { acceptor, router, limits, metrics, draining: Arc::clone(&draining), stopping };
     serving.met();
@@ -82,16 +88,22 @@ pub async fn serve(
             // Ended connections are taken out as they end.
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => {
-                        let connection = connection.clone();
-                        connections.spawn(async move {
-                            connection.run(stream).await;
-                            drop(place);
-                        });
+                Ok((stream, _)) => {
+                    // A connection that never asked anything makes room for one that may.
+                    if places.available_permits() == 0 && !unused.close_oldest() {
+                        connection.metrics.reject("connections");
+                        continue;
                     }
-                    Err(_) => connection.metrics.reject("connections"),
-                },
+                    let (connection, places) = (connection.clone(), Arc::clone(&places));
+                    let newcomer = unused.enter();
+                    connections.spawn(async move {
+                        let place = tokio::time::timeout(PLACE_TIMEOUT, places.acquire_owned()).await;
+                        match place {
+                            Ok(Ok(_place)) => connection.run(stream, newcomer).await,
+                            _ => connection.metrics.reject("connections"),
+                        }
+                    });
+                }
                 Err(error) => {
                     // Out of file descriptors, most likely: leave the ones that are open a moment to end.
                     tracing::warn!(%error, "cannot accept");
@@ -119,7 +131,16 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream) {
+    async fn run(self, stream: TcpStream, newcomer: Newcomer) {
+        let metrics = self.metrics.clone();
+        let closed = Arc::clone(&newcomer.close);
+        tokio::select! {
+            () = self.serve(stream, newcomer) => {}
+            () = closed.notified() => metrics.reject("connections"),
+        }
+    }
+
+    async fn serve(mut self, stream: TcpStream, newcomer: Newcomer) {
         let _ = stream.set_nodelay(true);
         let handshake = tokio::time::timeout(self.limits.header_timeout, self.acceptor.accept(stream));
         let stream = match handshake.await {
@@ -134,7 +155,7 @@ impl Connection {
                 return;
             }
         };
-        self.metrics.connections.inc();
+        let _open = Open::new(&self.metrics);
         let stage = Arc::new(Stage::default());
         let io = TokioIo::new(HeaderTimed::new(stream, Arc::clone(&stage), self.limits.header_timeout));
         let draining = Arc::clone(&self.draining);
@@ -145,11 +166,14 @@ impl Connection {
             response
         });
         let begun = Arc::clone(&stage);
+        let newcomer = Arc::new(Mutex::new(Some(newcomer)));
         let service = tower::ServiceBuilder::new()
             .layer(close)
             .service(self.router.clone())
             .map_request(move |request: http::Request<hyper::body::Incoming>| {
                 begun.set(Stage::HANDLING);
+                // From its first request on a connection is not closed for the sake of another.
+                newcomer.lock().unwrap_or_else(PoisonError::into_inner).take();
                 request
             })
             .map_response(move |response: axum::response::Response| {
@@ -173,7 +197,62 @@ impl Connection {
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended early");
         }
-        self.metrics.connections.dec();
+    }
+}
+
+/// Counts a connection while it is open, however it ends.
+struct Open(Metrics);
+
+impl Open {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+/// The connections that have not asked anything yet, by age. Clones share them.
+#[derive(Clone, Default)]
+struct Unused(Arc<Mutex<BTreeMap<u64, Arc<Notify>>>>);
+
+/// One of them; it is none any more when this is dropped.
+struct Newcomer {
+    unused: Unused,
+    id: u64,
+    close: Arc<Notify>,
+}
+
+impl Unused {
+    fn enter(&self) -> Newcomer {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = all.last_key_value().map_or(0, |(id, _)| id + 1);
+        let close = Arc::new(Notify::new());
+        all.insert(id, Arc::clone(&close));
+        Newcomer { unused: self.clone(), id, close }
+    }
+
+    /// Closes the oldest. Returns false where there is none.
+    fn close_oldest(&self) -> bool {
+        let oldest = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+        oldest.is_some_and(|(_, close)| {
+            close.notify_one();
+            true
+        })
+    }
+}
+
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        let mut all = self.unused.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The number may have been given again to a later one.
+        if all.get(&self.id).is_some_and(|close| Arc::ptr_eq(close, &self.close)) {
+            all.remove(&self.id);
+        }
     }
 }
 
