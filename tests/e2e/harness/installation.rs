@@ -1,0 +1,221 @@
+//! The guard itself: installed once in a run, looked at, disturbed and repaired.
+
+use std::{
+    env,
+    path::Path,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{
+    Run,
+    cluster::{json, kubectl},
+    deployment, restore, say,
+    scenario::{LABEL, condition},
+    seconds,
+    wait::holds,
+    wait_until,
+};
+
+/// The release, its namespace, and the name of nearly everything in it.
+pub const NAME: &str = "rollout-guard";
+
+/// The Secret of the guard's own certificates.
+pub const SECRET: &str = "rollout-guard-certificates";
+
+/// Installs the chart, the first time; panics each time where that did not work.
+pub fn installed() {
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let result = INSTALLED.get_or_init(|| {
+        let started = Instant::now();
+        let installing = std::panic::catch_unwind(|| {
+            clean();
+            install(&[]);
+        });
+        say("install", &format!("ready after {:.1} s", started.elapsed().as_secs_f64()));
+        installing.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.unwrap_or_else(|| "see the first failure".to_owned())
+        })
+    });
+    if let Err(why) = result {
+        panic!("the guard could not be installed: {why}");
+    }
+}
+
+/// Removes what an earlier run or a person left.
+fn clean() {
+    kubectl(["delete", "namespaces", "-l", LABEL, "--wait=false"]).succeeds();
+    if Run::new("helm").args(["status", NAME, "-n", NAME]).done().ok() {
+        uninstall();
+    }
+    wait_until("no replica of an earlier installation is left", seconds(60), || {
+        let left = pods()?;
+        holds(left.is_empty(), format!("{left:?}"))
+    });
+    // Helm keeps the CRD, and never updates it.
+    kubectl(["delete", "crd", "rolloutpolicies.rollout-guard.io", "--ignore-not-found"]).succeeds();
+    kubectl(["delete", "secret", SECRET, "-n", NAME, "--ignore-not-found"]).succeeds();
+}
+
+/// Installs or upgrades the chart, with the chart's own values but for the image and `settings`, and waits until
+/// everything about it is ready.
+pub fn install(settings: &[&str]) {
+    upgrade(settings).succeeds();
+    wait_ready();
+}
+
+/// `helm upgrade --install` with the chart's own values but for the image and `settings`.
+pub fn upgrade(settings: &[&str]) -> Run {
+    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/rollout-guard");
+    let chart = env::var_os("CHART").map_or_else(ours, Into::into);
+    let image = image();
+    let (repository, tag) = image.rsplit_once(':').unwrap_or((&image, "latest"));
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    Run::new("helm")
+        .args(["upgrade", "--install", NAME])
+        .arg(chart)
+        .args(["--namespace", NAME, "--create-namespace", "--reset-values", "--wait", "--timeout", "120s"])
+        .args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")])
+        .args(settings)
+}
+
+/// Returns the reference of the guard's image.
+pub fn image() -> String {
+    env::var("IMAGE").unwrap_or_else(|_| "localhost/rollout-guard:dev".to_owned())
+}
+
+pub fn uninstall() {
+    Run::new("helm").args(["uninstall", NAME, "-n", NAME]).succeeds();
+}
+
+/// Waits until both replicas are ready, the default policy is in force with its fallback, and both
+/// configurations have their caBundle.
+pub fn wait_ready() {
+    rolled_out();
+    wait_until("the default policy and its fallback are ready", seconds(60), || {
+        let policy = json(["get", "rolloutpolicy", "default"])?;
+        let ready =
+            ["Ready", "FallbackReady"].iter().all(|kind| condition(&policy, kind)["status"] == "True");
+        holds(ready, policy["status"].to_string())
+    });
+    wait_until("both configurations have a caBundle", seconds(60), || {
+        for kind in ["validatingwebhookconfiguration", "mutatingwebhookconfiguration"] {
+            holds(!ca_bundle(kind)?.is_empty(), format!("{kind} has none"))?;
+        }
+        Ok(())
+    });
+    reached();
+}
+
+/// Waits until the API server reaches the webhook: that a pod is ready is known before the node's rules for
+/// the Service say so.
+fn reached() {
+    // Below the default policy's minRevisionHistoryLimit, so the answer shows whether the webhook was asked.
+    let probe = deployment("e2e-probe", |d| d["spec"]["revisionHistoryLimit"] = 0.into()).to_string();
+    wait_until("the API server reaches the webhook", seconds(30), || {
+        let done =
+            kubectl(["create", "--dry-run=server", "-n", "default", "-o", "json", "-f", "-"]).input(&probe);
+        let done = done.done();
+        let answer: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+        holds(answer["spec"]["revisionHistoryLimit"] == 2, done.report())
+    });
+}
+
+/// Waits until all replicas of the guard run its current template.
+pub fn rolled_out() {
+    kubectl(["rollout", "status", "deployment", NAME, "-n", NAME, "--timeout=120s"]).succeeds();
+}
+
+/// Returns the caBundle of the `kind` of configuration; empty where there is none.
+pub fn ca_bundle(kind: &str) -> Result<String, String> {
+    let configuration = json(["get", kind, NAME])?;
+    Ok(configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Puts everything back as the chart has it, after a scenario that failed half-way.
+pub fn repair() {
+    let done = upgrade(&[]).done();
+    if !done.ok() {
+        say("harness", &done.report());
+    }
+}
+
+/// Sets values of the chart; they are the chart's own again when the returned value is dropped.
+pub fn with_values(settings: &[&str]) -> impl Drop {
+    let back = restore("set the chart's values back", || install(&[]));
+    install(settings);
+    back
+}
+
+/// Takes all replicas away; they are back when the returned value is dropped.
+pub fn without_replicas() -> impl Drop {
+    let back = restore("scale the guard up again", || scale(2));
+    scale(0);
+    back
+}
+
+/// Scales the guard, and waits until so many pods are there and ready, and no other.
+pub fn scale(replicas: usize) {
+    let flag = format!("--replicas={replicas}");
+    kubectl(["scale", "deployment", NAME, "-n", NAME, &flag]).succeeds();
+    wait_until("the guard is scaled", seconds(90), || {
+        let all = pods()?;
+        let ready = ready_pods()?;
+        holds(all.len() == replicas && ready.len() == replicas, format!("pods {all:?}, ready {ready:?}"))
+    });
+    if replicas > 0 {
+        reached();
+    }
+}
+
+/// Returns the names of the guard's pods, those that end included.
+pub fn pods() -> Result<Vec<String>, String> {
+    Ok(pod_list()?.iter().map(name).collect())
+}
+
+/// Returns the names of the guard's pods that are ready and stay.
+pub fn ready_pods() -> Result<Vec<String>, String> {
+    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let ready = |pod: &&Value| condition(pod, "Ready")["status"] == "True";
+    Ok(pod_list()?.iter().filter(stays).filter(ready).map(name).collect())
+}
+
+fn pod_list() -> Result<Vec<Value>, String> {
+    let list = json(["get", "pods", "-n", NAME, "-l", "app.kubernetes.io/name=rollout-guard"])?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
+fn name(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Returns the metrics of one replica, through the API server.
+pub fn metrics_of(pod: &str) -> Result<String, String> {
+    let path = format!("/api/v1/namespaces/{NAME}/pods/{pod}:8080/proxy/metrics");
+    let done = kubectl(["get", "--raw", &path]).limit(Duration::from_secs(10)).done();
+    if done.ok() { Ok(done.stdout) } else { Err(done.report()) }
+}
+
+/// Returns the sum over all replicas of every series of `name` that has all of `labels`, such as `mode="audit"`.
+pub fn metric(name: &str, labels: &[&str]) -> f64 {
+    let pods = ready_pods().unwrap_or_else(|words| panic!("{words}"));
+    let texts = pods.iter().map(|pod| metrics_of(pod).unwrap_or_else(|words| panic!("{words}")));
+    texts.map(|text| sum(&text, name, labels)).sum()
+}
+
+fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let has_all = |line: &&str| labels.iter().all(|label| line.contains(label));
+    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    text.lines().filter(of_name).filter(has_all).filter_map(value).sum()
+}
+
+/// Returns the last lines of the guard's log, of all replicas.
+pub fn logs(lines: u32) -> String {
+    let tail = format!("--tail={lines}");
+    let selector = "app.kubernetes.io/name=rollout-guard";
+    kubectl(["logs", "-n", NAME, "-l", selector, &tail]).limit(seconds(20)).done().words()
+}

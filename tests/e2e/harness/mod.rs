@@ -1,0 +1,25 @@
+//! What the scenarios are written in.
+
+pub mod cluster;
+pub mod installation;
+pub mod policy;
+pub mod process;
+pub mod scenario;
+pub mod stream;
+pub mod wait;
+pub mod workload;
+
+pub use self::{
+    process::{Done, Run},
+    scenario::{Scenario, restore},
+    stream::Stream,
+    wait::{seconds, wait_until},
+    workload::{Change, deployment},
+};
+
+/// Prints one line at once, so that lines of scenarios that run side by side do not mix.
+pub fn say(scenario: &str, text: &str) {
+    for line in text.lines() {
+        println!("{scenario}: {line}");
+    }
+}
