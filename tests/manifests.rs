@@ -74,7 +74,7 @@ fn the_crds_in_manifests_and_chart_are_those_of_the_rust_types() {
     for (name, crd) in &crds {
         let text = format!(
             "# Generated from src/api. Do not edit: change the types, then run `make manifests`.\n{}",
-            serde_yaml_ng::to_string(crd).unwrap()
+            quote_booleans_of_yaml_1_1(&serde_yaml_ng::to_string(crd).unwrap())
         );
         for directory in ["manifests/crds", "charts/rollout-guard/crds"] {
             let path = root().join(directory).join(format!("{name}.yaml"));
@@ -89,6 +89,30 @@ fn the_crds_in_manifests_and_chart_are_those_of_the_rust_types() {
             assert!(known || !file.ends_with(".yaml"), "{directory}/{file} is of no Rust type");
         }
     }
+}
+
+/// kubectl and Helm read YAML 1.1, in which a bare `Off` is false. serde_yaml writes 1.2 and leaves it bare.
+fn quote_booleans_of_yaml_1_1(text: &str) -> String {
+    const WORDS: [&str; 6] = ["on", "off", "yes", "no", "y", "n"];
+    let quote = |line: &str| {
+        let start = line.rfind(' ').map_or(0, |at| at + 1);
+        let (head, word) = line.split_at(start);
+        let bare = WORDS.iter().any(|boolean| boolean.eq_ignore_ascii_case(word));
+        if bare && (head.ends_with("- ") || head.ends_with(": ")) {
+            format!("{head}'{word}'\n")
+        } else {
+            format!("{line}\n")
+        }
+    };
+    text.lines().map(quote).collect()
+}
+
+#[test]
+fn words_that_are_booleans_in_yaml_1_1_are_quoted() {
+    assert_eq!(
+        quote_booleans_of_yaml_1_1("enum:\n- Audit\n- Off\ndefault: no\ndescription: or Off\n"),
+        "enum:\n- Audit\n- 'Off'\ndefault: 'no'\ndescription: or Off\n"
+    );
 }
 
 /// Compared object by object: Helm 3 and Helm 4 lay the text out differently and order objects of a kind differently.

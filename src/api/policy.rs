@@ -83,7 +83,8 @@ pub struct RolloutPolicySpec {
     pub selector: Option<LabelSelector>,
 
     /// Enforce refuses; Warn lets through with a warning that kubectl and Helm print; Audit lets through and
-    /// only counts and writes an audit annotation; Off does nothing at all.
+    /// only counts and writes an audit annotation; Off does nothing at all (write "Off" in quotes, as YAML takes
+    /// the bare word for a boolean).
     pub mode: Mode,
 
     /// What happens to an update that changes the pod template while the current generation is in a phase.

@@ -15,12 +15,12 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::{Cluster, ClusterError, call};
+use super::{Cluster, ClusterError, call, patiently, with_causes};
 
 /// Owns the caBundle and nothing else, so that whoever applies the rest of a configuration meets no conflict.
 const BUNDLE_MANAGER: &str = "rollout-guard-ca";
@@ -244,14 +244,14 @@ where
     K: Resource + Clone + DeserializeOwned + Serialize + fmt::Debug + Send + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    watcher(api, config)
-        .default_backoff()
+    patiently(watcher(api, config))
         .filter_map(move |event| {
             let tells = match event {
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
                 Ok(_) => Some(()),
                 Err(error) => {
-                    tracing::debug!(%what, %error, "watch failed, it is tried again");
+                    let error = with_causes(&error);
+                    tracing::debug!(%what, error, "watch failed, it is tried again");
                     None
                 }
             };

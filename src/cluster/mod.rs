@@ -10,9 +10,11 @@ pub mod policies;
 
 use std::{future::Future, path::Path, time::Duration};
 
+use futures::{Stream, StreamExt, stream::BoxStream};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
+    runtime::watcher,
 };
 
 /// The field manager and Event source of everything the guard writes.
@@ -70,8 +72,49 @@ impl ClusterError {
 fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        other => other.to_string(),
+        other => with_causes(other),
     }
+}
+
+/// Returns the text of an error and of what caused it: the client's own says "client error (Connect)" and leaves
+/// out that the connection was refused.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Follows a watch for ever, with pauses that grow from failure to failure, up to half a minute. The runtime's own
+/// backoff starts anew whenever a list begins, and so never grows while every list fails.
+fn patiently<K: Send + 'static>(
+    stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+) -> BoxStream<'static, Result<watcher::Event<K>, watcher::Error>> {
+    futures::stream::unfold((stream.boxed(), 0_u32), |(mut stream, failures)| async move {
+        if failures > 0 {
+            tokio::time::sleep(pause_after(failures)).await;
+        }
+        // A list that begins is no success yet: it stays quiet and keeps the count.
+        let event = stream.next().await?;
+        let failures = match &event {
+            Err(_) => failures + 1,
+            Ok(watcher::Event::Init) => failures,
+            Ok(_) => 0,
+        };
+        Some((event, (stream, failures)))
+    })
+    .boxed()
+}
+
+/// Half a second, doubled with each failure, half a minute at most.
+fn pause_after(failures: u32) -> Duration {
+    Duration::from_millis(500 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(30))
 }
 
 /// A way to one API server.
@@ -130,5 +173,35 @@ async fn call_within<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(ClusterError::Api { what: what.into(), source: Box::new(source) }),
         Err(_) => Err(ClusterError::Timeout { what: what.into(), seconds: limit.as_secs() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_keeps_failing_is_tried_less_and_less_often() {
+        let lost = || Err(watcher::Error::NoResourceVersion);
+        let failing = futures::stream::iter(0..20)
+            .flat_map(move |_| futures::stream::iter([Ok(watcher::Event::<()>::Init), lost()]));
+        let started = tokio::time::Instant::now();
+        let mut watch = patiently(failing);
+        let mut errors = Vec::new();
+        while let Some(event) = watch.next().await {
+            if event.is_err() {
+                errors.push(started.elapsed());
+            }
+        }
+        assert_eq!(errors.len(), 20, "no failure is lost");
+        let last = errors[19] - errors[18];
+        assert!(last >= Duration::from_secs(30), "{last:?}");
+    }
+
+    #[test]
+    fn the_cause_of_an_error_is_told_with_it() {
+        let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        let error = kube::Error::Service(Box::new(ClusterError::Config(refused.to_string())));
+        assert!(said(&error).ends_with("connection refused"), "{}", said(&error));
     }
 }

@@ -14,11 +14,11 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::{PartialObjectMeta, Selector},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use serde_json::{Value, json};
 
-use super::{Cluster, ClusterError, FIELD_MANAGER, call};
+use super::{Cluster, ClusterError, FIELD_MANAGER, call, patiently, with_causes};
 use crate::{
     api::policy::{RolloutPolicy, RolloutPolicyStatus},
     core::fallback::{Fallback, INSTANCE_LABEL, Owner, POLICY_LABEL, Release},
@@ -200,13 +200,12 @@ where
     })
 }
 
-/// Follows a watch for ever, with growing pauses between failures.
+/// Follows a watch for ever and tells what happens in plain values.
 fn events<K: Send + 'static, T: Send + 'static>(
     stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
     convert: impl Fn(K) -> T + Send + 'static,
 ) -> BoxStream<'static, Event<T>> {
-    stream
-        .default_backoff()
+    patiently(stream)
         .map(move |event| match event {
             Ok(watcher::Event::Init) => Event::Restarted,
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
@@ -214,7 +213,7 @@ fn events<K: Send + 'static, T: Send + 'static>(
             }
             Ok(watcher::Event::Delete(object)) => Event::Deleted(convert(object)),
             Ok(watcher::Event::InitDone) => Event::Synced,
-            Err(error) => Event::Failed(error.to_string()),
+            Err(error) => Event::Failed(with_causes(&error)),
         })
         .boxed()
 }

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use futures::{FutureExt, future::BoxFuture};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
@@ -168,7 +169,19 @@ impl WebhookArgs {
         // What keeps something up to date, and the plain port: both go on until the drain is over.
         let (stop_rest, rest) = Shutdown::new();
         let mut keepers = JoinSet::new();
-        self.keep_certificates(&mut keepers, &cluster, &served, &readiness, &metrics, &rest);
+        let certificates = self.keep_certificates(
+            cluster.clone(),
+            served.clone(),
+            &readiness,
+            metrics.clone(),
+            shutdown.clone(),
+        );
+        let drained = rest.clone();
+        keepers.spawn(async move {
+            // What drains writes nothing any more: it would put a Secret back that was deleted with the rest.
+            certificates.await;
+            drained.started().await;
+        });
         keepers.spawn(policies::keep(
             cluster.clone(),
             world.clone(),
@@ -211,15 +224,15 @@ impl WebhookArgs {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// Returns what keeps the certificates until the shutdown.
     fn keep_certificates(
         &self,
-        keepers: &mut JoinSet<()>,
-        cluster: &Cluster,
-        served: &ServedCertificate,
+        cluster: Cluster,
+        served: ServedCertificate,
         readiness: &Readiness,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) {
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> BoxFuture<'static, ()> {
         let settings = certificates::Settings::new(
             &self.namespace,
             &self.service,
@@ -231,27 +244,16 @@ impl WebhookArgs {
             certificates: readiness.require("certificates"),
             ca_bundle: readiness.require("ca-bundle"),
         };
-        let (cluster, served) = (cluster.clone(), served.clone());
-        let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
         match self.certificates {
-            CertificateSource::Own => keepers.spawn(certificates::keep_own(
-                settings,
-                cluster,
-                served,
-                requirements,
-                metrics,
-                shutdown,
-            )),
-            CertificateSource::Mounted => keepers.spawn(certificates::keep_mounted(
-                self.certificate_dir.clone(),
-                settings,
-                cluster,
-                served,
-                requirements,
-                metrics,
-                shutdown,
-            )),
-        };
+            CertificateSource::Own => {
+                certificates::keep_own(settings, cluster, served, requirements, metrics, shutdown).boxed()
+            }
+            CertificateSource::Mounted => {
+                let dir = self.certificate_dir.clone();
+                certificates::keep_mounted(dir, settings, cluster, served, requirements, metrics, shutdown)
+                    .boxed()
+            }
+        }
     }
 }
 
