@@ -49,8 +49,9 @@ clippy:
 deny:
 	tests/kind/deny.sh
 
-unit: ## All tests that need no cluster
-	env -u KUBECONFIG $(CARGO) test --locked
+unit: ## All tests that need no cluster (those of the chart need Helm, which is built where there is none)
+	tests/kind/tools.sh helm
+	eval "$$(tests/kind/tools.sh --path)"; unset KUBECONFIG; $(CARGO) test --locked
 
 e2e: ## The tests in a real cluster, made for them (KEEP=1: do not delete it; ARGS: for the test binary)
 	tests/kind/e2e.sh $(ARGS)
