@@ -21,9 +21,8 @@ pub fn pin(core: usize) -> anyhow::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Returns the CPU time, of user and kernel, that a process has taken; this one's without `pid`.
-pub fn cpu(pid: Option<u32>) -> anyhow::Result<Duration> {
-    let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+/// Returns the CPU time, of user and kernel, that a process has taken.
+pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name may hold anything; behind its last parenthesis the fields go on with the third.
     let (_, fields) = stat.rsplit_once(')').context("a stat without a name")?;

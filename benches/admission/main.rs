@@ -135,7 +135,6 @@ struct Turn {
     p50_us: f64,
     p99_us: f64,
     server_busy: f64,
-    client_busy: f64,
 }
 
 /// What the bursts took.
@@ -191,10 +190,9 @@ impl Bench {
         connections: &mut [Connection],
         time: Duration,
     ) -> anyhow::Result<Turn> {
-        let (server_before, client_before) = (server.cpu()?, host::cpu(None)?);
+        let before = server.cpu()?;
         let load = Load::run(connections, &self.request, time).await?;
-        let server_cpu = (server.cpu()? - server_before).as_secs_f64();
-        let client_cpu = (host::cpu(None)? - client_before).as_secs_f64();
+        let server_cpu = (server.cpu()? - before).as_secs_f64();
         let elapsed = load.elapsed.as_secs_f64();
         let requests = load.latencies.len() as f64;
         Ok(Turn {
@@ -203,7 +201,6 @@ impl Bench {
             p50_us: load.quantile(0.5),
             p99_us: load.quantile(0.99),
             server_busy: server_cpu / elapsed,
-            client_busy: client_cpu / elapsed,
         })
     }
 
@@ -239,7 +236,6 @@ impl Bench {
                 p50_us: over(|turn| turn.p50_us),
                 p99_us: over(|turn| turn.p99_us),
                 server_busy: over(|turn| turn.server_busy),
-                client_busy: over(|turn| turn.client_busy),
                 rss_kib,
                 peak_rss_kib,
             })

@@ -47,9 +47,8 @@ pub struct Row {
     pub server_cpu_us_per_request: Spread,
     pub p50_us: Spread,
     pub p99_us: Spread,
-    /// Share of the time that the server, and the client, had a core.
+    /// Share of the time that the server had a core: what is missing, others or the client took.
     pub server_busy: Spread,
-    pub client_busy: Spread,
     pub rss_kib: u64,
     pub peak_rss_kib: u64,
 }
@@ -123,26 +122,18 @@ impl Report {
             load_average.1
         );
         println!(
-            "{:8} {:>22} {:>22} {:>22} {:>22} {:>12} {:>10} {:>8}",
-            "server",
-            "requests/s",
-            "server CPU us/request",
-            "p50 us",
-            "p99 us",
-            "server busy",
-            "client",
-            "RSS MiB"
+            "{:8} {:>22} {:>22} {:>22} {:>22} {:>12} {:>8}",
+            "server", "requests/s", "server CPU us/request", "p50 us", "p99 us", "server busy", "RSS MiB"
         );
         for row in &self.servers {
             println!(
-                "{:8} {:>22} {:>22} {:>22} {:>22} {:>11.0}% {:>9.0}% {:>8.1}",
+                "{:8} {:>22} {:>22} {:>22} {:>22} {:>11.0}% {:>8.1}",
                 row.server,
                 spread(row.requests_per_second, 0),
                 spread(row.server_cpu_us_per_request, 1),
                 spread(row.p50_us, 0),
                 spread(row.p99_us, 0),
                 row.server_busy.median * 100.0,
-                row.client_busy.median * 100.0,
                 row.peak_rss_kib as f64 / 1024.0
             );
         }

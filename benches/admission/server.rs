@@ -132,7 +132,7 @@ impl Server {
 
     /// Returns the CPU time that it has taken.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        host::cpu(Some(self.child.id()))
+        host::cpu(self.child.id())
     }
 
     /// Returns its resident memory now and at its peak, in KiB.
@@ -166,7 +166,7 @@ pub fn run(kind: Kind) -> anyhow::Result<()> {
     let config = tls::server_config(served, None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = server::listen((Ipv4Addr::LOCALHOST, 0).into())?;
         println!("{}", listener.local_addr()?.port());
         match kind {
             Kind::Guard => guard(listener, config).await,

@@ -152,8 +152,8 @@ impl WebhookArgs {
         let served = ServedCertificate::default();
         let tls = tls::server_config(served.clone(), self.client_ca.as_deref())?;
         let cluster = Cluster::connect(None, None).await?;
-        let admin_listener = bind(self.admin_listen).await?;
-        let listener = bind(self.listen).await?;
+        let admin_listener = bind(self.admin_listen)?;
+        let listener = bind(self.listen)?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = %self.listen,
@@ -257,6 +257,6 @@ impl WebhookArgs {
     }
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    server::listen(address).with_context(|| format!("cannot listen on {address}"))
 }

@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -27,7 +28,7 @@ use hyper_util::{
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{Sleep, sleep},
@@ -53,6 +54,22 @@ pub struct Limits {
 
 /// How long a new connection waits for the place of one that is being closed for it.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Connections that may wait to be accepted. Of the 128 that `TcpListener::bind` asks for, a burst of some hundred
+/// leaves a few over, and their clients try again only after a second. The kernel's own bound is `somaxconn`, 4096.
+const BACKLOG: u32 = 4096;
+
+/// Listens on `address`, ready for a burst of connections.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for what the connections of the one before leave behind.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves `router` over TLS until the shutdown, then drains: not ready, serve on with `Connection: close`, stop
 /// to accept, finish what is begun.
