@@ -31,4 +31,5 @@ pub mod core;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod watcher;
 pub mod webhook;

@@ -2,6 +2,7 @@
 
 pub mod duration;
 pub mod policy;
+pub mod record;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, ValidationRule,
@@ -27,7 +28,10 @@ pub fn crds() -> Vec<(&'static str, CustomResourceDefinition)> {
         "size(self.metadata.name) <= 63",
         "the name of a RolloutPolicy must have at most 63 characters",
     );
-    vec![("rollout-guard.io_rolloutpolicies", policy)]
+    vec![
+        ("rollout-guard.io_rolloutpolicies", policy),
+        ("rollout-guard.io_rolloutrecords", record::RolloutRecord::crd()),
+    ]
 }
 
 /// Adds a CEL rule on the whole object.

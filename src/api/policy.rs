@@ -263,7 +263,7 @@ pub enum RollbackMode {
 }
 
 /// Why a generation is stuck.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs, reason = "the words are those of the documentation")]
 pub enum CauseType {
     ReplicaSetCreate,
@@ -275,6 +275,23 @@ pub enum CauseType {
     Node,
     ControlPlane,
     Unknown,
+}
+
+impl CauseType {
+    /// Returns the word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::ReplicaSetCreate => "ReplicaSetCreate",
+            Self::Image => "Image",
+            Self::Configuration => "Configuration",
+            Self::Application => "Application",
+            Self::Capacity => "Capacity",
+            Self::Registry => "Registry",
+            Self::Node => "Node",
+            Self::ControlPlane => "ControlPlane",
+            Self::Unknown => "Unknown",
+        }
+    }
 }
 
 /// What is kept as evidence of a failure.

@@ -5,8 +5,12 @@
 
 pub mod access;
 pub mod certificates;
+pub mod health;
 pub mod installation;
+pub mod leases;
 pub mod policies;
+pub mod records;
+pub mod rollouts;
 
 use std::{future::Future, path::Path, time::Duration};
 

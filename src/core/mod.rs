@@ -1,9 +1,15 @@
 //! The decisions, pure: no async, clock, client, logging or metrics. `now` is an argument.
 
 pub mod admission;
+pub mod breaker;
+pub mod cause;
 pub mod fallback;
+pub mod lease;
 pub mod message;
 pub mod mutation;
 pub mod policy;
+pub mod record;
+pub mod restore;
+pub mod rollback;
 pub mod rollout;
 pub mod template;

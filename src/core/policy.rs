@@ -16,7 +16,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Expression, Selector, SelectorExt};
 
-use crate::api::policy::{AdmissionSpec, DefaultsSpec, FreezeSpec, Mode, RolloutPolicySpec};
+use crate::api::policy::{
+    AdmissionSpec, DefaultsSpec, EvidenceSpec, FreezeSpec, Mode, RollbackSpec, RolloutPolicySpec, WatchSpec,
+};
 
 /// Namespaces that are never guarded: a cluster heals from there.
 pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-node-lease", "kube-public", "kube-system"];
@@ -94,6 +96,12 @@ pub struct Policy {
     pub admission: AdmissionSpec,
     /// When no template may change.
     pub freezes: Vec<Freeze>,
+    /// When a generation counts as stuck or good.
+    pub watch: WatchSpec,
+    /// What is done about a stuck generation.
+    pub rollback: RollbackSpec,
+    /// What is kept as evidence of a failure.
+    pub evidence: EvidenceSpec,
     /// What the mutating webhook fills in.
     pub defaults: DefaultsSpec,
     /// Which namespaces, the system's not left out.
@@ -148,6 +156,9 @@ pub fn compile(name: &str, generation: i64, spec: &RolloutPolicySpec) -> Result<
         mode: spec.mode,
         admission: spec.admission.clone(),
         freezes,
+        watch: spec.watch.clone(),
+        rollback: spec.rollback.clone(),
+        evidence: spec.evidence.clone(),
         defaults: spec.defaults.clone(),
         namespaces: compile_selector("namespaceSelector", spec.namespace_selector.as_ref())?,
         deployments: compile_selector("selector", spec.selector.as_ref())?,

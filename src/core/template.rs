@@ -1,6 +1,109 @@
-//! Whether two pod templates are the same, on raw JSON.
+//! Whether two pod templates are the same, on raw JSON, and by which hash one is remembered.
 
+use std::fmt::Write as _;
+
+use ring::digest::{Context, SHA256};
 use serde_json::{Number, Value};
+
+/// The label that the deployment controller puts on the templates of ReplicaSets.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// What a pod template is remembered by: SHA-256 over its canonical JSON, without the label `pod-template-hash`.
+///
+/// Canonical are sorted keys, and members that are null left out: `creationTimestamp: null` comes and goes with the
+/// version of the API server. Nothing else is left out: a `rollout restart` is another template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TemplateHash([u8; 32]);
+
+impl TemplateHash {
+    /// Returns the hash of a pod template.
+    pub fn of(template: &Value) -> Self {
+        let mut context = Context::new(&SHA256);
+        canonical(template, Path::Template, &mut |bytes| context.update(bytes));
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.finish().as_ref());
+        Self(hash)
+    }
+
+    /// Like [`TemplateHash::of`], of a JSON text; none where it cannot be read.
+    pub fn of_text(template: &str) -> Option<Self> {
+        serde_json::from_str(template).ok().map(|template| Self::of(&template))
+    }
+
+    /// Reads what [`TemplateHash`] prints: 64 digits in lower case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut hash = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return None;
+        }
+        for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl std::fmt::Display for TemplateHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Where in the template a value is: the one label that is left out has one place only.
+#[derive(Clone, Copy)]
+enum Path {
+    Template,
+    Metadata,
+    Labels,
+    Elsewhere,
+}
+
+fn canonical(value: &Value, path: Path, write: &mut impl FnMut(&[u8])) {
+    match value {
+        Value::Object(members) => {
+            let left_out = |key: &str| matches!(path, Path::Labels) && key == POD_TEMPLATE_HASH;
+            let mut members: Vec<_> =
+                members.iter().filter(|(key, value)| !value.is_null() && !left_out(key)).collect();
+            members.sort_by(|(a, _), (b, _)| a.cmp(b));
+            write(b"{");
+            for (i, (key, value)) in members.into_iter().enumerate() {
+                let inner = match (path, key.as_str()) {
+                    (Path::Template, "metadata") => Path::Metadata,
+                    (Path::Metadata, "labels") => Path::Labels,
+                    _ => Path::Elsewhere,
+                };
+                write(if i == 0 { b"" } else { b"," });
+                write(Value::from(key.as_str()).to_string().as_bytes());
+                write(b":");
+                canonical(value, inner, write);
+            }
+            write(b"}");
+        }
+        Value::Array(items) => {
+            write(b"[");
+            for (i, item) in items.iter().enumerate() {
+                write(if i == 0 { b"" } else { b"," });
+                canonical(item, Path::Elsewhere, write);
+            }
+            write(b"]");
+        }
+        Value::Number(number) => {
+            let mut text = String::new();
+            let _ = match whole(number) {
+                Some(whole) => write!(text, "{whole}"),
+                // 2.0 and 2 are the same number.
+                None => match number.as_f64() {
+                    Some(float) if float.fract() == 0.0 && float.abs() < 1e15 => {
+                        write!(text, "{float:.0}")
+                    }
+                    _ => write!(text, "{number}"),
+                },
+            };
+            write(text.as_bytes());
+        }
+        Value::Null | Value::Bool(_) | Value::String(_) => write(value.to_string().as_bytes()),
+    }
+}
 
 /// Says whether two JSON texts are the same value: at once where the bytes are equal, else with the order of
 /// keys, white space, escapes and the way numbers are written left out of account.
@@ -75,6 +178,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_hash_leaves_out_the_label_of_replicasets_and_what_is_null_and_nothing_else() {
+        let hash = |text: &str| TemplateHash::of_text(text).expect("JSON");
+        let one = hash(r#"{"metadata":{"labels":{"app":"web"},"creationTimestamp":null},"spec":{"x":2.0}}"#);
+        let same =
+            hash(r#"{"spec":{"x":2},"metadata":{"labels":{"pod-template-hash":"6fff4b7674","app":"web"}}}"#);
+        assert_eq!(one, same);
+        for other in [
+            r#"{"metadata":{"labels":{"app":"web"},"annotations":{"restartedAt":"now"}},"spec":{"x":2}}"#,
+            r#"{"metadata":{"labels":{"app":"web"}},"spec":{"x":2,"pod-template-hash":"a"}}"#,
+            r#"{"metadata":{"labels":{"app":"web"}},"spec":{"x":2.5}}"#,
+            r#"{"metadata":{"labels":{"app":"web"}},"spec":{"x":"2"}}"#,
+        ] {
+            assert_ne!(one, hash(other), "{other}");
+        }
+        assert_eq!(TemplateHash::parse(&one.to_string()), Some(one));
+        assert_eq!(TemplateHash::parse("3f9c"), None);
+        assert_eq!(TemplateHash::parse(&one.to_string().to_uppercase()), None);
+    }
 
     #[test]
     fn order_space_escapes_and_the_writing_of_numbers_are_no_change() {

@@ -1,0 +1,1 @@
+//! The Lease by which replicas agree on a leader.

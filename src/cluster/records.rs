@@ -1,0 +1,1 @@
+//! RolloutRecords: watched.

@@ -1,0 +1,1 @@
+//! Deployments, what belongs to them, and what the watcher writes.

@@ -1,0 +1,1 @@
+//! Facts about ReplicaSets and pods -> why a generation is stuck.

@@ -1,0 +1,1 @@
+//! Who leads, by a Lease: pure.

@@ -1,0 +1,1 @@
+//! The ledger: folds what is seen of a Deployment into its RolloutRecord.

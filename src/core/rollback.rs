@@ -1,0 +1,1 @@
+//! Whether a stuck generation is rolled back, and to which revision.

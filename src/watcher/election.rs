@@ -1,0 +1,1 @@
+//! Keeps the lead, or follows: the adapter of `core::lease`.

@@ -1,0 +1,3 @@
+//! The watcher: follows every generation until it settles, and rolls back what is stuck.
+
+pub mod election;
