@@ -4,6 +4,7 @@ pub mod admission;
 pub mod breaker;
 pub mod cause;
 pub mod fallback;
+pub mod key;
 pub mod lease;
 pub mod message;
 pub mod mutation;
