@@ -8,13 +8,17 @@
 //! # The map
 //!
 //! ```text
-//!  main ─▶ cli ─▶ { webhook, commands } ─▶ { cluster, admin, telemetry, tls, shutdown } ─▶ { core, api }
+//!  main ─▶ cli ─▶ commands ─▶ { webhook, watcher } ─▶ world
+//!       ─▶ { cluster, admin, telemetry, tls, shutdown } ─▶ { core, api }
 //! ```
 //!
 //! - [`core`] decides. It is pure: no async, clock, client, logging or metrics; `now` is an argument.
 //! - [`api`] holds the custom resources.
 //! - [`cluster`] is the only place that talks to the API server.
-//! - [`webhook`] turns reviews into decisions, serves them by TLS, and keeps its certificates and policies.
+//! - [`world`] holds in memory what every process decides by, and keeps it up to date: policies, namespaces, records.
+//! - [`webhook`] turns reviews into decisions, serves them by TLS, and keeps its certificates.
+//! - [`watcher`] follows every generation until it settles and rolls back what is stuck. It and [`webhook`] never
+//!   see each other: what one must know of the other is in RolloutRecords.
 //! - [`commands`] holds one file for each subcommand; [`cli`] their arguments.
 //!
 //! # The one rule
@@ -33,3 +37,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod watcher;
 pub mod webhook;
+pub mod world;

@@ -112,6 +112,36 @@ pub struct OverrideLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of [`Metrics::rollbacks`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RollbackLabels {
+    /// `succeeded`, `failed` or `superseded`.
+    pub outcome: &'static str,
+    /// The type of cause.
+    pub cause: &'static str,
+}
+
+/// Labels of [`Metrics::stuck`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CauseLabels {
+    /// The type of cause.
+    pub cause: &'static str,
+}
+
+/// Labels of [`Metrics::breaker_open`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct BreakerLabels {
+    /// `unknown`, `controller_manager`, `nodes` or `many_stuck`.
+    pub reason: &'static str,
+}
+
+/// Labels of [`Metrics::reconciles`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReconcileLabels {
+    /// `ok`, `conflict` or `error`.
+    pub result: &'static str,
+}
+
 /// Everything the guard counts. Clones share the same counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -143,6 +173,32 @@ pub struct Metrics {
     pub ca_bundle_writes: Counter,
     /// Open TLS connections.
     pub connections: Gauge<i64, AtomicI64>,
+    /// 1 where this process leads.
+    pub leader: Gauge,
+    /// 1 where the kill switch of the whole guard is pulled.
+    pub stopped: Gauge,
+    /// Deployments that the leader watches.
+    pub watched: Gauge,
+    /// Stuck Deployments by cause.
+    pub stuck: Family<CauseLabels, Gauge>,
+    /// Stuck Deployments of each RolloutPolicy.
+    pub policy_stuck: Family<PolicyLabels, Gauge>,
+    /// Rollbacks by outcome and cause.
+    pub rollbacks: Family<RollbackLabels, Counter>,
+    /// Rollbacks of which the outcome is not known yet.
+    pub rollbacks_in_progress: Gauge,
+    /// Seconds from a push first seen to its failure known.
+    pub time_to_detect: Histogram,
+    /// Seconds from a push first seen to the earlier template complete again.
+    pub time_to_safety: Histogram,
+    /// 1 where no rollback may start, by reason.
+    pub breaker_open: Family<BreakerLabels, Gauge>,
+    /// Deployments that are due and not looked at yet.
+    pub queue_depth: Gauge,
+    /// Looks at Deployments by result.
+    pub reconciles: Family<ReconcileLabels, Counter>,
+    /// Writes of RolloutRecords.
+    pub records_written: Counter,
 }
 
 impl Default for Metrics {
@@ -162,6 +218,19 @@ impl Default for Metrics {
             certificate_errors: Counter::default(),
             ca_bundle_writes: Counter::default(),
             connections: Gauge::default(),
+            leader: Gauge::default(),
+            stopped: Gauge::default(),
+            watched: Gauge::default(),
+            stuck: Family::default(),
+            policy_stuck: Family::default(),
+            rollbacks: Family::default(),
+            rollbacks_in_progress: Gauge::default(),
+            time_to_detect: rollout_histogram(),
+            time_to_safety: rollout_histogram(),
+            breaker_open: Family::default(),
+            queue_depth: Gauge::default(),
+            reconciles: Family::default(),
+            records_written: Counter::default(),
         }
     }
 }
@@ -169,6 +238,11 @@ impl Default for Metrics {
 /// 20 us to 1.3 s: what is judged takes tens of microseconds, what asks for an override up to a second.
 fn duration_histogram() -> Histogram {
     Histogram::new([0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 0.5, 1.3])
+}
+
+/// 1 s to an hour: from a missing image to a progress deadline.
+fn rollout_histogram() -> Histogram {
+    Histogram::new([1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 90.0, 120.0, 300.0, 600.0, 1200.0, 3600.0])
 }
 
 impl Metrics {
@@ -250,7 +324,44 @@ impl Metrics {
             self.ca_bundle_writes.clone(),
         );
         r.register("connections", "Open TLS connections", self.connections.clone());
+        self.register_watcher(r);
         registry
+    }
+}
+
+impl Metrics {
+    fn register_watcher(&self, r: &mut Registry) {
+        r.register("leader", "1 where this process leads", self.leader.clone());
+        r.register("stopped", "1 where the kill switch of the whole guard is pulled", self.stopped.clone());
+        r.register("watched_deployments", "Deployments that the leader watches", self.watched.clone());
+        r.register("stuck_deployments", "Stuck Deployments by cause", self.stuck.clone());
+        r.register(
+            "policy_stuck_deployments",
+            "Stuck Deployments of the RolloutPolicy",
+            self.policy_stuck.clone(),
+        );
+        r.register("rollbacks", "Rollbacks by outcome and cause", self.rollbacks.clone());
+        r.register(
+            "rollbacks_in_progress",
+            "Rollbacks of which the outcome is not known yet",
+            self.rollbacks_in_progress.clone(),
+        );
+        r.register_with_unit(
+            "time_to_detect",
+            "From a push first seen to its failure known",
+            Unit::Seconds,
+            self.time_to_detect.clone(),
+        );
+        r.register_with_unit(
+            "time_to_safety",
+            "From a push first seen to the earlier template complete again",
+            Unit::Seconds,
+            self.time_to_safety.clone(),
+        );
+        r.register("breaker_open", "1 where no rollback may start, by reason", self.breaker_open.clone());
+        r.register("queue_depth", "Deployments that are due and not looked at yet", self.queue_depth.clone());
+        r.register("reconciles", "Looks at Deployments by result", self.reconciles.clone());
+        r.register("records_written", "Writes of RolloutRecords", self.records_written.clone());
     }
 }
 

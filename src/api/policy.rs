@@ -95,13 +95,13 @@ pub struct RolloutPolicySpec {
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.all(f, self.exists_one(g, g.name == f.name))", "message": "freezes must have names that differ"}]))]
     pub freezes: Vec<FreezeSpec>,
 
-    /// When a generation counts as stuck or good. For the watcher: validated, and without effect on admission.
+    /// When a generation counts as stuck or good. The watcher goes by it; admission does not.
     pub watch: WatchSpec,
 
-    /// What is done about a stuck generation. For the watcher: validated, and without effect on admission.
+    /// What is done about a stuck generation. The watcher goes by it; admission does not.
     pub rollback: RollbackSpec,
 
-    /// What is kept as evidence of a failure. For the watcher: validated, and without effect on admission.
+    /// What is kept as evidence of a failure. The watcher goes by it; admission does not.
     pub evidence: EvidenceSpec,
 
     /// What the mutating webhook fills in, in the modes Enforce and Warn.
@@ -151,7 +151,7 @@ pub struct AdmissionSpec {
     pub failed: Action,
     /// While the current generation is rolling out (RG003).
     pub progressing: Action,
-    /// Where the new template is one that was rolled back from (RG004). For the watcher: without effect yet.
+    /// Where the new template is one that was rolled back from, until quarantineFor is over (RG004).
     pub quarantined: Action,
     /// The longest that a client is told to wait before it asks again, in seconds. It starts at 1 and grows
     /// with the age of the generation that is waited for.

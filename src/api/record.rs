@@ -99,6 +99,9 @@ pub struct RolloutRecordStatus {
     /// When the current template was first seen on the Deployment: the start of its rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_started_at: Option<Time>,
+    /// The generation in which the current template was first seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_generation: Option<i64>,
     /// When the rollout of the current template was found good; absent while it is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settled_at: Option<Time>,
@@ -222,6 +225,9 @@ pub struct RecordRollback {
     pub cause: CauseType,
     /// Why, in words.
     pub message: String,
+    /// When the template that was rolled back from was first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushed_at: Option<Time>,
     /// When it was decided on.
     pub started_at: Time,
     /// When its outcome was known.

@@ -113,6 +113,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Writes how many Deployments of a RolloutPolicy are stuck, and nothing else of its status.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn write_policy_stuck(&self, policy: &StoredPolicy, stuck: i64) -> Result<(), ClusterError> {
+        let resource = ApiResource::erase::<RolloutPolicy>(&());
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+        let body = json!({"metadata": {"uid": policy.uid}, "status": {"stuck": stuck}});
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let what = format!("write the status of RolloutPolicy {}", policy.name);
+        call(what, api.patch_status(&policy.name, &parameters, &Patch::Merge(body))).await?;
+        Ok(())
+    }
+
     /// Returns the installation whose validating webhook configuration is `name`; none where it is not there.
     ///
     /// # Errors

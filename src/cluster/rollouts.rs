@@ -3,6 +3,8 @@
 //! [`Rollouts`] is all that the watcher's reconciler asks of the API server, so that the very same reconciler runs
 //! against one in memory (`tests/simulation.rs`).
 
+mod calls;
+
 use std::future::Future;
 
 use json_patch::Patch;

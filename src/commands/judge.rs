@@ -24,8 +24,8 @@ use crate::{
     webhook::{
         judge::{Judge, Outcome},
         review,
-        world::World,
     },
+    world::World,
 };
 
 /// Says what the webhook would answer to a review, without a cluster.

@@ -18,11 +18,10 @@ use crate::{
     webhook::{
         certificates,
         judge::Judge,
-        policies,
         router::{self, Capacity},
         server::{self, Limits},
-        world::World,
     },
+    world::{World, policies},
 };
 
 /// Where the served certificate comes from.
@@ -186,7 +185,7 @@ impl WebhookArgs {
             cluster.clone(),
             world.clone(),
             policies::Settings {
-                fallback: self.fallback,
+                fallback: if self.fallback { policies::Fallback::Keep } else { policies::Fallback::Remove },
                 validating_configuration: self.validating_webhook_configuration.clone(),
             },
             policies::Requirements {

@@ -196,7 +196,7 @@ pub fn plain(text: &str, most: usize) -> String {
 }
 
 /// Cuts the middle out of `text` where it is longer than `most` characters.
-fn shorten(text: &str, most: usize) -> String {
+pub fn shorten(text: &str, most: usize) -> String {
     let count = text.chars().count();
     if count <= most {
         return text.to_owned();

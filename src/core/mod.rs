@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod breaker;
 pub mod cause;
+pub mod conditions;
 pub mod fallback;
 pub mod key;
 pub mod lease;

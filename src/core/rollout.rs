@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 /// What a Deployment says of itself: its generations, counts and conditions.
 ///
@@ -86,6 +87,61 @@ pub fn classify(snapshot: &Snapshot<'_>) -> Phase {
     match &snapshot.progressing {
         Some(condition) if condition.status == "False" => Phase::Failed,
         _ => Phase::Progressing,
+    }
+}
+
+impl<'a> Snapshot<'a> {
+    /// Reads a Deployment as the API server gives it; what is missing is as Kubernetes takes it.
+    pub fn of(deployment: &'a Value) -> Self {
+        let (spec, status) = (&deployment["spec"], &deployment["status"]);
+        let count = |field: &str| status[field].as_i64().and_then(|n| i32::try_from(n).ok()).unwrap_or(0);
+        let condition = |kind: &str| {
+            let found = status["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?;
+            let text = |field: &str| Cow::Borrowed(found[field].as_str().unwrap_or_default());
+            Some(Condition {
+                status: text("status"),
+                reason: text("reason"),
+                message: text("message"),
+                updated_at: found["lastUpdateTime"].as_str().and_then(|text| text.parse().ok()),
+            })
+        };
+        let entries = deployment["metadata"]["managedFields"].as_array();
+        let of_object = |entry: &&Value| entry["subresource"].as_str().is_none_or(str::is_empty);
+        Self {
+            generation: deployment["metadata"]["generation"].as_i64().unwrap_or_default(),
+            observed_generation: status["observedGeneration"].as_i64().unwrap_or_default(),
+            deleting: deployment["metadata"]["deletionTimestamp"].is_string(),
+            paused: spec["paused"].as_bool().unwrap_or_default(),
+            desired: spec["replicas"].as_i64().and_then(|n| i32::try_from(n).ok()).unwrap_or(1),
+            replicas: count("replicas"),
+            updated: count("updatedReplicas"),
+            available: count("availableReplicas"),
+            progressing: condition("Progressing"),
+            replica_failure: condition("ReplicaFailure"),
+            written_at: entries
+                .into_iter()
+                .flatten()
+                .filter(of_object)
+                .filter_map(|entry| entry["time"].as_str()?.parse().ok())
+                .max(),
+        }
+    }
+}
+
+/// Says whether a failure that Kubernetes reports is that of the generation before: the condition stands over until
+/// there is progress, and its message names the ReplicaSet it is about. `current` is the ReplicaSet of the template
+/// of now, where it has one.
+pub fn is_inherited(progressing: &Condition<'_>, current: Option<&str>) -> bool {
+    if progressing.status != "False" {
+        return false;
+    }
+    let named = progressing.message.split('"').nth(1).unwrap_or_default();
+    match (&*progressing.reason, current) {
+        // About the ReplicaSet that could not be created: where there is one, that is another.
+        ("ReplicaSetCreateError", current) => current.is_some(),
+        // Kubernetes names the Deployment itself where the template has no ReplicaSet.
+        (_, None) => progressing.message.starts_with("ReplicaSet "),
+        (_, Some(current)) => progressing.message.starts_with("ReplicaSet ") && named != current,
     }
 }
 

@@ -64,7 +64,7 @@ fn canonical(value: &Value, path: Path, write: &mut impl FnMut(&[u8])) {
             let left_out = |key: &str| matches!(path, Path::Labels) && key == POD_TEMPLATE_HASH;
             let mut members: Vec<_> =
                 members.iter().filter(|(key, value)| !value.is_null() && !left_out(key)).collect();
-            members.sort_by(|(a, _), (b, _)| a.cmp(b));
+            members.sort_by_key(|(key, _)| *key);
             write(b"{");
             for (i, (key, value)) in members.into_iter().enumerate() {
                 let inner = match (path, key.as_str()) {

@@ -8,9 +8,8 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{
-    review::{Deployment, Details, RefusalStatus, Request, Response, ReviewError, StatusCause, Subject},
-    world::World,
+use super::review::{
+    Deployment, Details, RefusalStatus, Request, Response, ReviewError, StatusCause, Subject,
 };
 use crate::{
     api::policy::Mode,
@@ -22,6 +21,7 @@ use crate::{
         policy::Policy,
     },
     telemetry::{DecisionLabels, Metrics, OverrideLabels},
+    world::World,
 };
 
 /// Decides on reviews.

@@ -3,16 +3,14 @@
 //! ```text
 //!  API server ──TLS──▶ server ─▶ router ─▶ review ─▶ judge ─▶ core::{admission, mutation}
 //!                        ▲                             │
-//!              certificates (issue, rotate, publish)   └─▶ world ◀─ policies (watch, status, fallback)
+//!              certificates (issue, rotate, publish)   └─▶ world (policies, namespaces, records)
 //! ```
 //!
-//! A decision needs the review and what [`world`] holds in memory; no call to the API server, except one to
+//! A decision needs the review and what [`crate::world`] holds in memory; no call to the API server, except one to
 //! ask whether somebody may override.
 
 pub mod certificates;
 pub mod judge;
-pub mod policies;
 pub mod review;
 pub mod router;
 pub mod server;
-pub mod world;

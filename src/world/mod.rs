@@ -1,11 +1,21 @@
-//! What every replica holds in memory to decide by: the policies in force and the labels of namespaces.
+//! What every process holds in memory to decide by: the policies in force and the labels of namespaces.
+//!
+//! Both the webhook and the watcher decide by it; neither knows of the other.
+//!
+//! ```text
+//!  webhook ──▶ World ◀── policies (watch, status, fallback)
+//!  watcher ──▶   ▲
+//!                └────── set_stuck: what the leading watcher counts
+//! ```
+
+pub mod policies;
 
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use kube::core::{Selector, SelectorExt};
 
 use crate::core::policy::{Labels, Policy, PolicySet, SYSTEM_NAMESPACES};
@@ -22,6 +32,7 @@ struct Inner {
     policies: ArcSwap<PolicySet>,
     namespaces: RwLock<HashMap<String, Labels>>,
     own_namespace: String,
+    stuck: ArcSwapOption<HashMap<String, i64>>,
 }
 
 impl World {
@@ -31,6 +42,7 @@ impl World {
             policies: ArcSwap::default(),
             namespaces: RwLock::default(),
             own_namespace: own_namespace.into(),
+            stuck: ArcSwapOption::empty(),
         }))
     }
 
@@ -42,6 +54,18 @@ impl World {
     /// Returns the policies in force.
     pub fn policies(&self) -> Arc<PolicySet> {
         self.0.policies.load_full()
+    }
+
+    /// Says how many Deployments of each policy are stuck, by the policy's name. None: this process does not lead,
+    /// and another one counts.
+    pub fn set_stuck(&self, stuck: Option<HashMap<String, i64>>) {
+        self.0.stuck.store(stuck.map(Arc::new));
+    }
+
+    /// Returns how many Deployments of `policy` are stuck; none where another process counts.
+    pub fn stuck(&self, policy: &str) -> Option<i64> {
+        let stuck = self.0.stuck.load();
+        stuck.as_ref().map(|stuck| stuck.get(policy).copied().unwrap_or_default())
     }
 
     /// Returns the guard's own namespace.

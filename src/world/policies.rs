@@ -1,7 +1,9 @@
 //! Keeps the policies: watches them, puts the valid ones in force, says so in their status and keeps their
 //! fallback in place.
 //!
-//! Every replica does this; all write the same, by server-side apply, and only where something differs.
+//! Every replica does this; all write the same, by server-side apply, and only where something differs. A process
+//! without the webhook decides by the policies as well, and writes nothing of them but how many Deployments are
+//! stuck: see [`Fallback`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,7 +19,7 @@ use kube::core::Selector;
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::world::World;
+use super::World;
 use crate::{
     admin::Requirement,
     api::{
@@ -45,16 +47,27 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// How often the number of guarded Deployments is written, at the most.
 const COUNT_PERIOD: Duration = Duration::from_secs(5);
 
+/// What becomes of the fallbacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// They are generated and kept in place.
+    Keep,
+    /// They are switched off at installation, and removed.
+    Remove,
+    /// They and the conditions of the policies are the webhook's, which is another process.
+    LeaveAlone,
+}
+
 /// How the policies are kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Whether the fallback is wanted.
-    pub fallback: bool,
+    /// What becomes of the fallbacks.
+    pub fallback: Fallback,
     /// The validating webhook configuration of the release: it owns the bindings of the fallback.
     pub validating_configuration: String,
 }
 
-/// What must hold before the webhook is ready.
+/// What must hold before the process is ready.
 pub struct Requirements {
     /// The policies are listed.
     pub policies: Requirement,
@@ -73,7 +86,11 @@ pub async fn keep(
 ) {
     let mut policies = cluster.watch_policies();
     let mut namespaces = cluster.watch_namespaces();
-    let mut deployments = cluster.watch_deployments();
+    let mut deployments = match settings.fallback {
+        // What is guarded is counted by whoever writes the status.
+        Fallback::LeaveAlone => futures::stream::pending().boxed(),
+        Fallback::Keep | Fallback::Remove => cluster.watch_deployments(),
+    };
     let mut namespace_listing = Listing::default();
     let mut keeper = Keeper::new(world.clone(), settings, metrics);
     let mut tick = interval(TICK);
@@ -307,6 +324,9 @@ impl Keeper {
         if !self.policies_synced {
             return;
         }
+        if self.settings.fallback == Fallback::LeaveAlone {
+            return self.settle_stuck(cluster).await;
+        }
         let resync = self.fallback_done.is_none_or(|done| done.elapsed() >= RESYNC);
         if self.fallback_due || resync {
             self.fallback_due = false;
@@ -326,7 +346,8 @@ impl Keeper {
             } else {
                 entry.stored.status.guarded
             };
-            let status = status(entry, guarded, now);
+            let stuck = self.world.stuck(&entry.stored.name).or(entry.stored.status.stuck);
+            let status = status(entry, guarded, stuck, now);
             if status == entry.stored.status {
                 continue;
             }
@@ -335,6 +356,21 @@ impl Keeper {
                 if !matches!(error.code(), Some(404 | 409)) {
                     tracing::warn!(%error, "status not written, tried again");
                 }
+            }
+        }
+    }
+
+    /// Brings the one field of the statuses up to date that is not the webhook's.
+    async fn settle_stuck(&self, cluster: &Cluster) {
+        for entry in self.entries.values() {
+            let Some(stuck) = self.world.stuck(&entry.stored.name) else { continue };
+            if entry.stored.status.stuck == Some(stuck) {
+                continue;
+            }
+            if let Err(error) = cluster.write_policy_stuck(&entry.stored, stuck).await
+                && !matches!(error.code(), Some(404 | 409))
+            {
+                tracing::warn!(%error, "status not written, tried again");
             }
         }
     }
@@ -359,7 +395,7 @@ impl Keeper {
         for entry in self.entries.values_mut() {
             let policy = entry.in_force.as_ref().map(|i| Arc::clone(&i.policy));
             entry.fallback = match (policy, &release) {
-                _ if !self.settings.fallback => FallbackState::Disabled,
+                _ if self.settings.fallback == Fallback::Remove => FallbackState::Disabled,
                 (Some(policy), _) if !fallback::wanted(&policy) => FallbackState::NotNeeded,
                 (None, _) => FallbackState::NotNeeded,
                 (_, None) => FallbackState::NotInstalled,
@@ -425,7 +461,7 @@ fn last_valid(stored: &StoredPolicy) -> Option<InForce> {
     read(&stored.name, *generation, spec).ok()
 }
 
-fn status(entry: &Entry, guarded: Option<i64>, now: Timestamp) -> RolloutPolicyStatus {
+fn status(entry: &Entry, guarded: Option<i64>, stuck: Option<i64>, now: Timestamp) -> RolloutPolicyStatus {
     let generation = entry.stored.generation;
     let condition = |kind: &str, good: bool, reason: &str, message: String| {
         let status = if good { "True" } else { "False" };
@@ -482,7 +518,7 @@ fn status(entry: &Entry, guarded: Option<i64>, now: Timestamp) -> RolloutPolicyS
     RolloutPolicyStatus {
         observed_generation: Some(generation),
         guarded,
-        stuck: entry.stored.status.stuck,
+        stuck,
         conditions,
         last_valid: match (&entry.error, &entry.in_force) {
             (Some(_), Some(in_force)) => {
@@ -515,7 +551,8 @@ mod tests {
     }
 
     fn keeper() -> Keeper {
-        let settings = Settings { fallback: true, validating_configuration: "rollout-guard".into() };
+        let settings =
+            Settings { fallback: Fallback::Keep, validating_configuration: "rollout-guard".into() };
         Keeper::new(World::new("rollout-guard"), settings, Metrics::default())
     }
 
@@ -536,7 +573,7 @@ mod tests {
         keeper.policy_event(Event::Applied(stored(2, bad())));
         assert_eq!(mode(&keeper), Some(crate::api::policy::Mode::Warn));
         let entry = &keeper.entries["default"];
-        let status = status(entry, Some(0), Timestamp::UNIX_EPOCH);
+        let status = status(entry, Some(0), None, Timestamp::UNIX_EPOCH);
         assert_eq!(
             (status.conditions[0].status.as_str(), status.conditions[0].reason.as_str()),
             ("False", "InvalidSchedule")
@@ -559,7 +596,7 @@ mod tests {
         keeper.policy_event(Event::Applied(stored(1, json!({"mode": "Sometimes"}))));
         keeper.policy_event(Event::Synced);
         assert_eq!(mode(&keeper), None);
-        let status = status(&keeper.entries["default"], None, Timestamp::UNIX_EPOCH);
+        let status = status(&keeper.entries["default"], None, None, Timestamp::UNIX_EPOCH);
         assert_eq!(status.conditions[0].reason, "InvalidSpec");
     }
 
@@ -609,9 +646,9 @@ mod tests {
         let mut keeper = keeper();
         keeper.policy_event(Event::Restarted);
         keeper.policy_event(Event::Applied(stored(1, json!({}))));
-        let first = status(&keeper.entries["default"], None, Timestamp::UNIX_EPOCH);
+        let first = status(&keeper.entries["default"], None, None, Timestamp::UNIX_EPOCH);
         let again = StoredPolicy { status: first.clone(), ..stored(1, json!({})) };
         keeper.policy_event(Event::Applied(again));
-        assert_eq!(status(&keeper.entries["default"], None, Timestamp::now()), first);
+        assert_eq!(status(&keeper.entries["default"], None, None, Timestamp::now()), first);
     }
 }

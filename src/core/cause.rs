@@ -1,1 +1,0 @@
-//! Facts about ReplicaSets and pods -> why a generation is stuck.

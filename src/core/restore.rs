@@ -1,1 +1,0 @@
-//! The writes that put an earlier template back and keep the appliers' bookkeeping right.

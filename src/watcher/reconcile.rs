@@ -1,0 +1,721 @@
+//! One Deployment, one look: read, judge, remember, act.
+//!
+//! ```text
+//!  read ─▶ phase, cause ─▶ record (written before anything is done) ─▶ plan ─▶ may I? ─▶ act ─▶ record
+//! ```
+//!
+//! Each look starts from what the API server says and from the record, so that it does not matter what came
+//! between two of them: a crash, another leader, a person. The intent to roll back is written down before, the outcome
+//! after, and each write is guarded by what was read.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use super::surroundings::{Stuck, Surroundings};
+use crate::{
+    api::{
+        policy::{Mode, RollbackMode},
+        record::{Outcome, RolloutRecordStatus},
+    },
+    cluster::{
+        ClusterError,
+        records::StoredRecord,
+        rollouts::{Notice, Part, Rollouts},
+    },
+    core::{
+        breaker::Busy,
+        cause::{self, Cause, PodEvent, PodFacts, ReplicaSetFacts},
+        conditions,
+        key::Key,
+        policy::{Labels, Policy},
+        record::{self, Before, Progress, Seen, Set, later, span},
+        restore,
+        rollback::{Hold, Plan, plan},
+        rollout::{Phase, Snapshot, classify, is_inherited},
+        template::TemplateHash,
+    },
+    telemetry::{Metrics, RollbackLabels},
+    world::World,
+};
+
+/// How often a write that meets 409 is tried again within one look: the status changes all the time during a rollout.
+const TRIES: u32 = 8;
+
+/// What is older than this is not told again as an Event, such as after a restart.
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_mins(10);
+
+/// How long a pod may be without a word on its containers before its Events are asked for.
+const QUIET_POD: SignedDuration = SignedDuration::from_secs(2);
+
+/// Between two looks at what is held: what it waits for may have changed without the Deployment saying so.
+const HELD: SignedDuration = SignedDuration::from_secs(15);
+
+/// `progressDeadlineSeconds` of a Deployment that has none.
+const NO_DEADLINE: i64 = i32::MAX as i64;
+
+/// Says whether this process may write, asked right before each write.
+pub trait Gate: Send + Sync {
+    /// Whether it leads.
+    fn leads(&self) -> bool;
+    /// The reason that was given with the kill switch of the whole guard, where it is pulled.
+    fn stopped(&self) -> Option<String>;
+}
+
+/// Why a look came to no end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The API server refuses or does not answer.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Another process leads.
+    #[error("another process leads")]
+    NotLeading,
+    /// The kill switch is pulled.
+    #[error("stopped: {0}")]
+    Stopped(String),
+    /// The Deployment changes faster than it can be written.
+    #[error("changed while it was written")]
+    Changed,
+}
+
+impl ReconcileError {
+    /// Says whether somebody else was faster: read again, decide again.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Cluster(error) => error.code() == Some(409),
+            Self::Changed => true,
+            Self::NotLeading | Self::Stopped(_) => false,
+        }
+    }
+}
+
+/// When a Deployment is to be looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// When something about it changes.
+    Idle,
+    /// Then, or when something about it changes.
+    At(Timestamp),
+}
+
+/// What is remembered of a Deployment from one look to the next, and may be lost.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// What was complete right before the template of now.
+    pub before: Option<Before>,
+    progress: Option<(TemplateHash, Progress)>,
+    told: HashSet<String>,
+    detected: Option<String>,
+}
+
+/// Looks at Deployments.
+pub struct Reconciler<R> {
+    /// The API server.
+    pub rollouts: R,
+    /// The policies in force.
+    pub world: World,
+    /// The cluster around.
+    pub surroundings: Arc<Surroundings>,
+    /// Whether this process may write.
+    pub gate: Arc<dyn Gate>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// One look at one Deployment.
+struct Look<'a> {
+    key: &'a Key,
+    uid: String,
+    policy: &'a Policy,
+    now: Timestamp,
+}
+
+/// What the looks find out by the API server besides the Deployment itself.
+struct Found {
+    raw: Vec<Value>,
+    sets: Vec<Set>,
+    /// The ReplicaSet of the current template, by its place.
+    current: Option<usize>,
+}
+
+impl<R: Rollouts> Reconciler<R> {
+    /// Looks at `key` once, and says when to look again.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer, or this process may not write (any more).
+    pub async fn reconcile(
+        &self,
+        key: &Key,
+        memory: &mut Memory,
+        now: Timestamp,
+    ) -> Result<Next, ReconcileError> {
+        let Some(deployment) = self.rollouts.deployment(key).await? else {
+            self.surroundings.forget(key);
+            return Ok(Next::Idle);
+        };
+        let Some(policy) = self.policy(key, &deployment) else {
+            self.surroundings.forget(key);
+            return Ok(Next::Idle);
+        };
+        let uid = text(&deployment["metadata"]["uid"]).to_owned();
+        let look = Look { key, uid, policy: &policy, now };
+        let stored = self.rollouts.record(key).await?;
+        let (own, planted): (Option<StoredRecord>, Option<StoredRecord>) = match stored {
+            Some(record) if record.is_of(key, &look.uid) => (Some(record), None),
+            other => (None, other),
+        };
+        let deployment = self.keep_promises(&look, own.as_ref(), deployment).await?;
+
+        let snapshot = Snapshot::of(&deployment);
+        let template = TemplateHash::of(&deployment["spec"]["template"]);
+        let nothing_known = own.is_none() && memory.before.as_ref().is_none_or(|b| b.template == template);
+        if nothing_known && classify(&snapshot) == Phase::Complete {
+            self.surroundings.forget(key);
+            return Ok(Next::Idle);
+        }
+        let found = self.replica_sets(&look, &deployment, template).await?;
+        let phase = phase(&snapshot, &found);
+        let old = own.as_ref().map(|record| &record.status);
+        let settled = old.is_some_and(|old| {
+            old.settled_at.is_some() && old.template_hash.as_deref() == Some(template.to_string().as_str())
+        });
+        // What was complete once and is without a record is no rollout: a node is lost, say.
+        let once_complete = own.is_none()
+            && memory.before.is_none()
+            && phase == Phase::Progressing
+            && snapshot.progressing.as_ref().is_some_and(|c| c.reason == "NewReplicaSetAvailable");
+        if once_complete {
+            self.surroundings.is_not_stuck(key);
+            return Ok(Next::Idle);
+        }
+        let cause = if settled { None } else { self.cause(&look, &snapshot, phase, &found).await? };
+        let progress = progress(memory, old, template, &snapshot, now);
+        let seen = Seen {
+            generation: snapshot.generation,
+            observed_generation: snapshot.observed_generation,
+            phase,
+            desired: snapshot.desired,
+            template,
+            images: images(&deployment["spec"]["template"]),
+            replica_sets: Some(&found.sets),
+            before: memory.before.clone(),
+            cause,
+            progress,
+            progress_deadline: deadline(&deployment),
+        };
+        let Some(mut status) = record::fold(old, &seen, &policy, now) else {
+            self.surroundings.is_not_stuck(key);
+            return Ok(self.pace(&look, None));
+        };
+
+        let plan = self.plan(&look, &status, &seen);
+        self.count(&look, &mut status, &seen, &plan, memory);
+        if let Plan::Hold(cause, _) | Plan::Restore(cause, _) = &plan
+            && !record::is_put_back(&status)
+            && status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress)
+        {
+            let mut cause = cause.clone();
+            self.add_log(&look, &seen, &mut cause.evidence).await;
+            status.cause = Some(cause);
+        }
+        conditions::set(&mut status, &plan, now);
+        let mut record = self.remember(&look, own, planted, &status).await?;
+        if let Plan::Restore(cause, set) = &plan {
+            match self.surroundings.start(key, now) {
+                Ok(()) => {}
+                Err(busy) => return Ok(Next::At(retry(&busy, now))),
+            }
+            if status
+                .rollback
+                .as_ref()
+                .is_none_or(|r| r.outcome != Outcome::InProgress || r.from != template.to_string())
+            {
+                record::intend(&mut status, &seen, set, cause, &policy, now);
+                conditions::set(&mut status, &plan, now);
+                record = self.write(&look, record, &status).await?;
+            }
+            let restored = self.restore(&look, &deployment, &mut status, &found, &seen, set).await?;
+            let after = Plan::Wait(now);
+            conditions::set(&mut status, &after, now);
+            record = self.write(&look, record, &status).await?;
+            self.tell(&look, &status, &after, memory).await;
+            self.hand_back(&look, restored).await?;
+        } else {
+            self.tell(&look, &status, &plan, memory).await;
+        }
+        if memory.before.as_ref().is_some_and(|before| before.template != template) {
+            memory.before = None;
+        }
+        drop(record);
+        Ok(self.next(&look, &status, &plan, &deployment))
+    }
+
+    /// Returns the policy that the watcher follows the Deployment by; none where nobody guards it.
+    fn policy(&self, key: &Key, deployment: &Value) -> Option<Arc<Policy>> {
+        let labels = || -> Labels {
+            serde_json::from_value(deployment["metadata"]["labels"].clone()).unwrap_or_default()
+        };
+        self.world.effective(&key.namespace, labels).filter(|policy| policy.mode != Mode::Off)
+    }
+
+    /// What was begun at an earlier look and is due whatever is found now: ownership is handed back, the announcement
+    /// is taken away. Returns the Deployment as it is then.
+    async fn keep_promises(
+        &self,
+        look: &Look<'_>,
+        record: Option<&StoredRecord>,
+        deployment: Value,
+    ) -> Result<Value, ReconcileError> {
+        if look.policy.rollback.mode == RollbackMode::Off {
+            return Ok(deployment);
+        }
+        let rollback = record.and_then(|record| record.status.rollback.as_ref());
+        let template = TemplateHash::of(&deployment["spec"]["template"]).to_string();
+        let restoring = rollback
+            .is_some_and(|rollback| rollback.outcome == Outcome::InProgress && rollback.from == template);
+        if restoring {
+            return Ok(deployment);
+        }
+        let deployment = self.hand_back(look, deployment).await?;
+        let over = rollback.is_none_or(|rollback| {
+            rollback.to != template || announced_until(rollback.started_at.0, look.policy) <= look.now
+        });
+        match restore::retract(&deployment).filter(|_| over) {
+            None => Ok(deployment),
+            Some(patch) => {
+                self.may_write()?;
+                Ok(self.rollouts.patch(look.key, Part::Status, &patch).await?)
+            }
+        }
+    }
+
+    async fn replica_sets(
+        &self,
+        look: &Look<'_>,
+        deployment: &Value,
+        template: TemplateHash,
+    ) -> Result<Found, ReconcileError> {
+        let mut raw = self.rollouts.replica_sets(look.key, deployment).await?;
+        // Of several with one template the oldest is the one that Kubernetes uses.
+        raw.sort_by_cached_key(|set| {
+            let metadata = &set["metadata"];
+            (text(&metadata["creationTimestamp"]).to_owned(), text(&metadata["name"]).to_owned())
+        });
+        let sets: Vec<Set> = raw.iter().map(set).collect();
+        let current = sets.iter().position(|set| set.template == template);
+        Ok(Found { raw, sets, current })
+    }
+
+    /// Finds out why it does not get on.
+    async fn cause(
+        &self,
+        look: &Look<'_>,
+        snapshot: &Snapshot<'_>,
+        phase: Phase,
+        found: &Found,
+    ) -> Result<Option<Cause>, ReconcileError> {
+        if !matches!(phase, Phase::Unobserved | Phase::Progressing | Phase::Failed) {
+            self.surroundings.set_failing_hosts(look.key, Vec::new());
+            return Ok(None);
+        }
+        let raw = found.current.and_then(|at| found.raw.get(at));
+        let pods: Vec<PodFacts> = match raw {
+            Some(raw) => self.rollouts.pods(look.key, raw).await?.iter().map(PodFacts::of).collect(),
+            None => Vec::new(),
+        };
+        let mut events = Vec::new();
+        if let Some(quiet) = pods.iter().find(|pod| is_quiet(pod, look.now)) {
+            let told = self.rollouts.pod_events(&look.key.namespace, &quiet.name).await?;
+            events.extend(told.iter().filter_map(PodEvent::of));
+        }
+        let failing = cause::failing_hosts(&pods);
+        self.surroundings.set_failing_hosts(look.key, failing);
+        let facts = raw.map(ReplicaSetFacts::of);
+        let input = cause::Input {
+            snapshot,
+            phase,
+            replica_set: facts.as_ref(),
+            pods: &pods,
+            events: &events,
+            node_not_ready: &|node| self.surroundings.is_node_not_ready(node),
+            others_failing: &|host| self.surroundings.others_failing(look.key, host),
+            controller_manager: self.surroundings.controller_manager(),
+        };
+        Ok(cause::find(&input, look.now))
+    }
+
+    fn plan(&self, look: &Look<'_>, status: &RolloutRecordStatus, seen: &Seen<'_>) -> Plan {
+        let calm = plan(look.key, status, seen, look.policy, None, look.now);
+        match &calm {
+            Plan::Hold(cause, _) | Plan::Restore(cause, _) => {
+                let stuck = Stuck { policy: look.policy.name.clone(), cause: cause.kind };
+                self.surroundings.is_stuck(look.key, stuck, cause.since.0, look.now);
+            }
+            Plan::Stay(_) | Plan::Wait(_) => self.surroundings.is_not_stuck(look.key),
+        }
+        match (calm, self.surroundings.open(look.now)) {
+            (Plan::Restore(..), Some(why)) => plan(look.key, status, seen, look.policy, Some(&why), look.now),
+            (calm, _) => calm,
+        }
+    }
+
+    /// Counts what came to an end, and gives back its slot.
+    fn count(
+        &self,
+        look: &Look<'_>,
+        status: &mut RolloutRecordStatus,
+        seen: &Seen<'_>,
+        plan: &Plan,
+        memory: &mut Memory,
+    ) {
+        let begun = status.rollout_started_at.as_ref().map_or(look.now, |begun| begun.0);
+        if let Plan::Hold(..) | Plan::Restore(..) = plan {
+            let rollout = format!("{}/{:?}", seen.template, status.rollout_generation);
+            if memory.detected.as_ref() != Some(&rollout) && !record::is_put_back(status) {
+                memory.detected = Some(rollout);
+                self.metrics.time_to_detect.observe(seconds(begun, look.now));
+            }
+        }
+        if let (Plan::Hold(_, Hold::Latched), Some(rollback)) = (plan, &mut status.rollback)
+            && rollback.outcome != Outcome::Failed
+        {
+            rollback.outcome = Outcome::Failed;
+            rollback.finished_at = Some(k8s_time(look.now));
+        }
+        if status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
+            self.surroundings.finish(look.key);
+        }
+    }
+
+    /// The last lines of the log of the container that fails, where the policy wants them.
+    async fn add_log(&self, look: &Look<'_>, seen: &Seen<'_>, evidence: &mut Vec<String>) {
+        let Some(source) = seen.cause.as_ref().and_then(|cause| cause.container.as_ref()) else { return };
+        if !look.policy.evidence.logs {
+            return;
+        }
+        let log = self.rollouts.log(&look.key.namespace, &source.pod, &source.container, source.previous);
+        match log.await {
+            Ok(log) => evidence.extend(cause::log_evidence(&log)),
+            Err(error) => {
+                tracing::debug!(key = %look.key, %error, "no log to be had");
+                if error.code() == Some(403) {
+                    evidence.push("the guard may not read logs (the chart's rbac.podLogs)".to_owned());
+                }
+            }
+        }
+    }
+
+    /// Writes the record where it differs from what is stored.
+    async fn remember(
+        &self,
+        look: &Look<'_>,
+        own: Option<StoredRecord>,
+        planted: Option<StoredRecord>,
+        status: &RolloutRecordStatus,
+    ) -> Result<StoredRecord, ReconcileError> {
+        if let Some(own) = own {
+            if !record::differ(&own.status, status) {
+                return Ok(own);
+            }
+            return self.write(look, own, status).await;
+        }
+        self.may_write()?;
+        if let Some(planted) = planted {
+            tracing::warn!(
+                key = %look.key,
+                owner = planted.owner_uid,
+                "a record that is not of this Deployment stands in the way, it is deleted"
+            );
+            self.rollouts.delete_record(&planted).await?;
+        }
+        let created = self.rollouts.create_record(look.key, &look.uid).await?;
+        self.write(look, created, status).await
+    }
+
+    async fn write(
+        &self,
+        look: &Look<'_>,
+        record: StoredRecord,
+        status: &RolloutRecordStatus,
+    ) -> Result<StoredRecord, ReconcileError> {
+        self.may_write()?;
+        let before = record.status.rollback.as_ref().map(|rollback| rollback.outcome);
+        let written = self.rollouts.write_record(&record, status).await?;
+        self.metrics.records_written.inc();
+        if let Some(rollback) = &status.rollback
+            && rollback.outcome != Outcome::InProgress
+            && before == Some(Outcome::InProgress)
+        {
+            let outcome = match rollback.outcome {
+                Outcome::Succeeded | Outcome::InProgress => "succeeded",
+                Outcome::Failed => "failed",
+                Outcome::Superseded => "superseded",
+            };
+            let labels = RollbackLabels { outcome, cause: rollback.cause.word() };
+            self.metrics.rollbacks.get_or_create(&labels).inc();
+            if rollback.outcome == Outcome::Succeeded {
+                let pushed = rollback.pushed_at.as_ref().unwrap_or(&rollback.started_at);
+                self.metrics.time_to_safety.observe(seconds(pushed.0, look.now));
+            }
+        }
+        Ok(written)
+    }
+
+    /// Puts the template of `set` back: announces it, then restores. Returns the Deployment as it is then.
+    async fn restore(
+        &self,
+        look: &Look<'_>,
+        deployment: &Value,
+        status: &mut RolloutRecordStatus,
+        found: &Found,
+        seen: &Seen<'_>,
+        set: &Set,
+    ) -> Result<Value, ReconcileError> {
+        let Some(raw) = found.raw.iter().find(|raw| text(&raw["metadata"]["name"]) == set.name) else {
+            return Err(ReconcileError::Changed);
+        };
+        let told = status.rollback.as_ref().map(|rollback| conditions::told(rollback, status));
+        let mut current = deployment.clone();
+        for _ in 0..TRIES {
+            self.may_write()?;
+            let written = match restore::announce(&current, told.as_deref().unwrap_or_default(), look.now) {
+                // Announced first, so that nobody who waits takes the old template for the new one's success.
+                Some(patch) => self.rollouts.patch(look.key, Part::Status, &patch).await,
+                None => match restore::restore(&current, raw) {
+                    Err(error) => {
+                        tracing::error!(key = %look.key, %error, "cannot be rolled back");
+                        return Err(ReconcileError::Changed);
+                    }
+                    Ok(patch) => self.rollouts.patch(look.key, Part::Object, &patch).await,
+                },
+            };
+            match written {
+                Ok(written) => current = written,
+                Err(error) if error.code() == Some(409) => {
+                    current = self.rollouts.deployment(look.key).await?.ok_or(ReconcileError::Changed)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if text(&current["metadata"]["uid"]) != look.uid {
+                return Err(ReconcileError::Changed);
+            }
+            let snapshot = Snapshot::of(&current);
+            let template = TemplateHash::of(&current["spec"]["template"]);
+            if template == set.template {
+                let images = set.images.clone();
+                let (generation, observed_generation) = (snapshot.generation, snapshot.observed_generation);
+                let phase = Phase::Unobserved;
+                let seen = Seen {
+                    generation,
+                    observed_generation,
+                    phase,
+                    template,
+                    images,
+                    cause: None,
+                    ..seen.clone()
+                };
+                record::restored(status, &seen, look.now);
+                tracing::warn!(
+                    key = %look.key,
+                    generation,
+                    revision = set.revision,
+                    told = told.as_deref().unwrap_or_default(),
+                    "rolled back"
+                );
+                return Ok(current);
+            }
+            // A person, or a tool of theirs, was faster: theirs stands.
+            if template != seen.template || snapshot.deleting || snapshot.paused {
+                return Err(ReconcileError::Changed);
+            }
+        }
+        Err(ReconcileError::Changed)
+    }
+
+    /// Hands the fields that the restore took over back to whoever applied them. Moves no generation.
+    async fn hand_back(&self, look: &Look<'_>, mut deployment: Value) -> Result<Value, ReconcileError> {
+        for _ in 0..TRIES {
+            let Some(patch) = restore::hand_back(&deployment) else { return Ok(deployment) };
+            self.may_write()?;
+            match self.rollouts.patch(look.key, Part::Object, &patch).await {
+                Ok(after) => deployment = after,
+                Err(error) if error.code() == Some(409) => {
+                    deployment = self.rollouts.deployment(look.key).await?.ok_or(ReconcileError::Changed)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(ReconcileError::Changed)
+    }
+
+    /// Writes what is to be told as Events, each once. One that cannot be written is in nobody's way.
+    async fn tell(&self, look: &Look<'_>, status: &RolloutRecordStatus, plan: &Plan, memory: &mut Memory) {
+        for telling in conditions::tellings(status, plan) {
+            let fresh = look.now.duration_since(telling.since) < TOLD_WITHIN;
+            if !fresh || memory.told.contains(&telling.once) || self.may_write().is_err() {
+                continue;
+            }
+            let notice = Notice {
+                key: look.key.clone(),
+                uid: look.uid.clone(),
+                warning: telling.warning,
+                reason: telling.reason,
+                message: telling.message,
+                once: format!("{}/{}", look.uid, telling.once),
+            };
+            match self.rollouts.tell(&notice).await {
+                Ok(()) => {
+                    memory.told.insert(telling.once);
+                }
+                Err(error) => tracing::warn!(key = %look.key, %error, "Event not written, tried again"),
+            }
+        }
+    }
+
+    fn may_write(&self) -> Result<(), ReconcileError> {
+        if !self.gate.leads() {
+            return Err(ReconcileError::NotLeading);
+        }
+        self.gate.stopped().map_or(Ok(()), |why| Err(ReconcileError::Stopped(why)))
+    }
+
+    /// When to look again.
+    fn next(&self, look: &Look<'_>, status: &RolloutRecordStatus, plan: &Plan, deployment: &Value) -> Next {
+        let rollback = status.rollback.as_ref();
+        let announced = rollback
+            .filter(|rollback| Some(&rollback.to) == status.template_hash.as_ref())
+            .map(|rollback| announced_until(rollback.started_at.0, look.policy))
+            .filter(|until| *until > look.now || restore::retract(deployment).is_some());
+        let due = match plan {
+            Plan::Stay(_) if status.settled_at.is_some() || status.phase.is_none() => None,
+            Plan::Stay(_) => Some(HELD),
+            Plan::Hold(..) => Some(HELD),
+            Plan::Restore(..) | Plan::Wait(_) => None,
+        };
+        let planned = match plan {
+            Plan::Wait(at) => Some(*at),
+            _ => None,
+        };
+        let paced = match self.pace(look, planned) {
+            Next::At(at) if matches!(plan, Plan::Wait(_) | Plan::Restore(..)) => Some(at),
+            _ => due.and_then(|span| later(look.now, span)),
+        };
+        match paced.into_iter().chain(announced).min() {
+            Some(at) => Next::At(at),
+            None => Next::Idle,
+        }
+    }
+
+    /// While it is under way it is looked at again and again: pods change without the Deployment saying so.
+    fn pace(&self, look: &Look<'_>, planned: Option<Timestamp>) -> Next {
+        let early = span(look.policy.watch.early_failure_after);
+        let pace = (early / 4).clamp(SignedDuration::from_secs(1), SignedDuration::from_secs(5));
+        let paced = later(look.now, pace).unwrap_or(look.now);
+        Next::At(planned.map_or(paced, |at| at.clamp(look.now, paced)))
+    }
+}
+
+/// Where it stands, a failure of the generation before left out.
+fn phase(snapshot: &Snapshot<'_>, found: &Found) -> Phase {
+    let phase = classify(snapshot);
+    let current = found.current.and_then(|at| found.sets.get(at)).map(|set| set.name.as_str());
+    let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current));
+    if phase == Phase::Failed && inherited { Phase::Progressing } else { phase }
+}
+
+/// The best that the rollout has come to. What was not seen to begin began when the object was last written.
+fn progress(
+    memory: &mut Memory,
+    old: Option<&RolloutRecordStatus>,
+    template: TemplateHash,
+    snapshot: &Snapshot<'_>,
+    now: Timestamp,
+) -> Progress {
+    let hash = template.to_string();
+    let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
+    let begun = known.and_then(|old| old.rollout_started_at.as_ref()).map(|begun| begun.0);
+    let written = if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
+    let start = begun.or(written).unwrap_or(now).min(now);
+    let progress = match memory.progress {
+        Some((of, progress)) if of == template => progress,
+        _ => Progress { best: (snapshot.updated, snapshot.available), at: start },
+    };
+    let progress = progress.with(snapshot.updated, snapshot.available, now);
+    memory.progress = Some((template, progress));
+    progress
+}
+
+fn deadline(deployment: &Value) -> Option<SignedDuration> {
+    let seconds = deployment["spec"]["progressDeadlineSeconds"].as_i64()?;
+    (seconds < NO_DEADLINE).then(|| SignedDuration::from_secs(seconds))
+}
+
+fn is_quiet(pod: &PodFacts, now: Timestamp) -> bool {
+    let reported = |container: &cause::ContainerFacts| {
+        container.running_since.is_some()
+            || container.terminated.is_some()
+            || container.last_terminated.is_some()
+    };
+    let creating = |container: &cause::ContainerFacts| {
+        container
+            .waiting
+            .as_ref()
+            .is_none_or(|said| matches!(said.reason.as_str(), "ContainerCreating" | "PodInitializing" | ""))
+    };
+    let old_enough = pod.created_at.is_some_and(|created| now.duration_since(created) >= QUIET_POD);
+    !pod.deleting
+        && old_enough
+        && pod.node.is_some()
+        && !pod.containers.iter().any(reported)
+        && pod.containers.iter().all(creating)
+}
+
+fn set(raw: &Value) -> Set {
+    let annotation = &raw["metadata"]["annotations"]["deployment.kubernetes.io/revision"];
+    let available = raw["status"]["availableReplicas"].as_i64().unwrap_or_default();
+    Set {
+        name: text(&raw["metadata"]["name"]).to_owned(),
+        template: TemplateHash::of(&raw["spec"]["template"]),
+        revision: text(annotation).parse().unwrap_or_default(),
+        available: i32::try_from(available).unwrap_or_default(),
+        images: images(&raw["spec"]["template"]),
+    }
+}
+
+/// The images of a template, each once.
+fn images(template: &Value) -> Vec<String> {
+    let containers = ["initContainers", "containers"].map(|kind| template["spec"][kind].as_array());
+    let images = containers.into_iter().flatten().flatten().filter_map(|c| c["image"].as_str());
+    let mut seen = BTreeSet::new();
+    images.filter(|image| seen.insert(*image)).map(str::to_owned).take(16).collect()
+}
+
+fn announced_until(started: Timestamp, policy: &Policy) -> Timestamp {
+    later(started, span(policy.rollback.announce_for)).unwrap_or(Timestamp::MAX)
+}
+
+fn retry(busy: &Busy, now: Timestamp) -> Timestamp {
+    let soon = later(now, SignedDuration::from_secs(1)).unwrap_or(now);
+    match busy {
+        Busy::Hour { until } => (*until).clamp(soon, later(now, HELD).unwrap_or(soon)),
+        _ => soon,
+    }
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    Duration::try_from(to.duration_since(from)).map_or(0.0, |span| span.as_secs_f64())
+}
+
+fn k8s_time(now: Timestamp) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(record::second(now))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
