@@ -54,6 +54,18 @@ impl Readiness {
         state.iter().filter_map(|(name, why)| why.as_ref().map(|why| format!("{name}: {why}"))).collect()
     }
 
+    /// Completes when everything in `names` was met at one time.
+    pub async fn met(&self, names: &[&str]) {
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if names.iter().all(|name| matches!(state.get(name), Some(None))) {
+                return;
+            }
+        }
+    }
+
     fn set(&self, name: &'static str, why: Option<String>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.insert(name, why.clone());

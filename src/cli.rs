@@ -6,8 +6,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     commands::{
-        certs::CertsArgs, check::CheckArgs, completion::CompletionArgs, judge::JudgeArgs,
-        webhook::WebhookArgs,
+        certs::CertsArgs, check::CheckArgs, completion::CompletionArgs, judge::JudgeArgs, run::RunArgs,
+        watcher::WatcherArgs, webhook::WebhookArgs,
     },
     core::message::plain,
     telemetry::{self, LogFormat},
@@ -50,6 +50,8 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Run(Box<RunArgs>),
+    Watcher(Box<WatcherArgs>),
     Webhook(Box<WebhookArgs>),
     Judge(JudgeArgs),
     Check(CheckArgs),
@@ -71,12 +73,14 @@ impl Cli {
 
     fn try_run(self) -> anyhow::Result<ExitCode> {
         // What a server logs is its voice; a command speaks by what it prints.
-        let serves = matches!(self.command, Command::Webhook(_));
+        let serves = matches!(self.command, Command::Run(_) | Command::Watcher(_) | Command::Webhook(_));
         let level = self.log_level.as_deref().unwrap_or(if serves { "info" } else { "error" });
         telemetry::start_logs(self.log_format, level)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             match self.command {
+                Command::Run(args) => args.run().await,
+                Command::Watcher(args) => args.run().await,
                 Command::Webhook(args) => args.run().await,
                 Command::Judge(args) => args.run().await,
                 Command::Check(args) => args.run().await,

@@ -18,9 +18,16 @@ use bytes::Bytes;
 use futures::{future::join_all, stream};
 use http::{Request, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
-use rollout_guard::webhook::router::{BODY_LIMIT, Capacity};
+use rollout_guard::{
+    api::record::TargetRef,
+    cluster::records::{self, StoredRecord},
+    core::template::TemplateHash,
+    webhook::router::{BODY_LIMIT, Capacity},
+};
 use serde_json::{Value, json};
-use support::{Answers, Door, ROOMY, all_fixtures, fixture, logs::Logs, patched, policy, post, review};
+use support::{
+    Answers, Door, GUARD, ROOMY, all_fixtures, fixture, logs::Logs, patched, policy, post, review,
+};
 use tokio::sync::Semaphore;
 
 const ADMITTED: &str = "rollout-guard.io/admitted";
@@ -296,6 +303,329 @@ async fn a_namespace_that_is_never_guarded_is_let_through() {
     }
     let other = set(review("update-failed.validate"), "/request/namespace", json!("kube-system-2"));
     assert_eq!(code(&door.validate(&other).await), 403);
+}
+
+// ---- the ledger -----------------------------------------------------------------------------------------------
+
+const GUARD_RECORD: &str = "2026-11-23T20:30:00Z";
+
+/// The hash of the template that the review asks for.
+fn new_template(review: &Value) -> String {
+    TemplateHash::of(&review["request"]["object"]["spec"]["template"]).to_string()
+}
+
+/// A record of the review's Deployment, as the watcher writes it.
+fn record(review: &Value, status: Value) -> StoredRecord {
+    let request = &review["request"];
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let (name, uid) = (text(&request["name"]), text(&request["oldObject"]["metadata"]["uid"]));
+    StoredRecord {
+        namespace: text(&request["namespace"]),
+        name: records::name(&name),
+        target: TargetRef { name, uid: uid.clone(), ..TargetRef::default() },
+        owner_uid: uid,
+        status: serde_json::from_value(status).expect("a status"),
+        ..StoredRecord::default()
+    }
+}
+
+/// A status that says so of the template that the review asks for.
+fn verdict(review: &Value, verdict: &str, until: Option<Timestamp>) -> Value {
+    let hash = new_template(review);
+    json!({
+        "revisions": [
+            {"templateHash": "00".repeat(32), "verdict": "Unknown"},
+            {"templateHash": hash, "revision": 7, "verdict": verdict, "reason": "Image", "since": GUARD_RECORD,
+             "until": until.map(|until| until.to_string())},
+        ],
+        "rollback": {"from": hash, "to": "00".repeat(32), "fromGeneration": 7, "cause": "Image",
+                     "message": "container web: image \"localhost/web:1.4.2\" is not found", "startedAt": GUARD_RECORD,
+                     "outcome": "Succeeded"},
+    })
+}
+
+/// Seconds from now.
+fn hence(seconds: i64) -> Option<Timestamp> {
+    Some(Timestamp::now() + SignedDuration::from_secs(seconds))
+}
+
+const ALL_PHASES: [&str; 6] = [
+    "update-healthy",
+    "update-failed",
+    "update-unobserved",
+    "update-progressing",
+    "update-paused",
+    "update-server-side-apply",
+];
+
+#[tokio::test]
+async fn fault_42_a_template_that_was_rolled_back_from_is_refused_in_every_phase() {
+    for name in ALL_PHASES {
+        let door = default_door();
+        let review = review(&format!("{name}.validate"));
+        door.world.learn_record(&record(&review, verdict(&review, "Bad", hence(3600))));
+        let response = door.validate(&review).await;
+        assert_eq!((code(&response), id(&response)), (403, "RG004"), "{name}");
+        assert_eq!(response["auditAnnotations"]["reason"], "RG004");
+        let counted =
+            r#"rollout_guard_admission_decisions_total{verdict="deny",reason="RG004",mode="enforce"}"#;
+        assert_eq!(door.metric(counted), Some(1), "{name}");
+        // A dry run hears the same, as Flux asks first.
+        let dry = set(review, "/request/dryRun", json!(true));
+        assert_eq!(door.validate(&dry).await["status"], response["status"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_quarantine_says_in_words_and_for_machines_what_was_wrong() {
+    let door = default_door();
+    let review = review("update-healthy.validate");
+    let until: Timestamp = "2126-12-23T20:30:00Z".parse().expect("a time");
+    door.world.learn_record(&record(&review, verdict(&review, "Bad", Some(until))));
+    let response = door.validate(&review).await;
+    let lines: Vec<&str> = message(&response).lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "RG004 orders/web is blocked: this template was rolled back at 2026-11-23T20:30:00Z (Image)",
+            "What was wrong: container web: image \"localhost/web:1.4.2\" is not found",
+            "Fix: push a corrected template; this one is refused until 2126-12-23T20:30:00Z. A template that was good always goes through.",
+            "Override: set the annotation rollout-guard.io/override: \"<why>\" in the same update; it takes the verb override on rolloutpolicies/default.",
+            "Docs: docs/reasons.md#rg004",
+        ]
+    );
+    assert_eq!(response["status"]["details"]["retryAfterSeconds"], Value::Null);
+    let causes = causes(&response);
+    assert_eq!((causes["Reason"], causes["Cause"]), ("RG004 Quarantined", "Image"));
+    assert_eq!((causes["RolledBackAt"], causes["Revision"]), (GUARD_RECORD, "7"));
+    assert_eq!(causes["Until"], "2126-12-23T20:30:00Z");
+    assert!(causes["CauseMessage"].contains("localhost/web:1.4.2"));
+}
+
+#[tokio::test]
+async fn a_quarantine_is_carried_out_as_the_policy_says_and_ends() {
+    let review = review("update-healthy.validate");
+    let dry = set(review.clone(), "/request/dryRun", json!(true));
+    for (action, expected, of_dry_run) in [("Deny", 403, 403), ("Wait", 429, 403), ("Allow", 200, 200)] {
+        let door = Door::new(json!({"admission": {"quarantined": action}}), Answers::No);
+        door.world.learn_record(&record(&review, verdict(&review, "Bad", None)));
+        let (response, dry) = (door.validate(&review).await, door.validate(&dry).await);
+        assert_eq!((code(&response), code(&dry)), (expected, of_dry_run), "{action}");
+    }
+    let door = default_door();
+    door.world.learn_record(&record(&review, verdict(&review, "Bad", hence(-1))));
+    assert_eq!(code(&door.validate(&review).await), 200, "it is over");
+    door.world.learn_record(&record(&review, verdict(&review, "Bad", None)));
+    assert_eq!(code(&door.validate(&review).await), 403, "this one never is");
+    door.world.learn_record(&record(&review, json!({})));
+    assert_eq!(code(&door.validate(&review).await), 200, "it was forgotten");
+
+    let warn = Door::new(json!({"mode": "Warn"}), Answers::No);
+    warn.world.learn_record(&record(&review, verdict(&review, "Bad", None)));
+    let response = warn.validate(&review).await;
+    assert_eq!(code(&response), 200);
+    assert!(response["warnings"][0].as_str().expect("a warning").starts_with("RG004 "), "{response}");
+}
+
+#[tokio::test]
+async fn a_quarantine_may_be_overridden_and_that_is_counted() {
+    let door = Door::new(json!({}), Answers::Yes);
+    let review = review("override-failed.validate");
+    door.world.learn_record(&record(&review, verdict(&review, "Bad", None)));
+    let response = door.validate(&review).await;
+    assert_eq!((code(&response), door.access.count()), (200, 1));
+    let audit = &response["auditAnnotations"];
+    assert_eq!((&audit["verdict"], &audit["reason"]), (&json!("override"), &json!("RG004")));
+    assert_eq!(door.metric(r#"rollout_guard_overrides_total{outcome="granted"}"#), Some(1));
+    let counted =
+        r#"rollout_guard_admission_decisions_total{verdict="override",reason="RG004",mode="enforce"}"#;
+    assert_eq!(door.metric(counted), Some(1));
+}
+
+#[tokio::test]
+async fn a_way_back_to_what_was_good_goes_through_over_any_phase_and_in_a_freeze() {
+    let freeze = json!({"name": FREEZE, "schedule": "* * * * *", "duration": "24h", "reason": "inventory"});
+    let spec = json!({"freezes": [freeze], "admission": {"unobserved": "Deny", "failed": "Deny", "progressing": "Deny"}});
+    let logs = Logs::text();
+    for name in ALL_PHASES {
+        let door = Door::new(spec.clone(), Answers::No);
+        let review = review(&format!("{name}.validate"));
+        assert_eq!(code(&door.validate(&review).await), 403, "{name}: not without a record");
+        door.world.learn_record(&record(&review, verdict(&review, "Good", None)));
+        assert_eq!(code(&door.validate(&review).await), 200, "{name}");
+        let dry = set(review, "/request/dryRun", json!(true));
+        assert_eq!(code(&door.validate(&dry).await), 200, "{name}");
+        assert_eq!(door.access.count(), 0);
+    }
+    assert!(logs.read().contains("known-good"), "the log says why");
+}
+
+#[tokio::test]
+async fn fault_11_a_record_of_another_deployment_or_that_was_planted_has_no_effect() {
+    let failed = review("update-failed.validate");
+    let healthy = review("update-healthy.validate");
+    let good = record(&failed, verdict(&failed, "Good", None));
+    let bad = record(&healthy, verdict(&healthy, "Bad", None));
+    let with = |record: &StoredRecord, uid: &str| StoredRecord {
+        target: TargetRef { uid: uid.into(), ..record.target.clone() },
+        owner_uid: uid.into(),
+        ..record.clone()
+    };
+    let forged = |record: &StoredRecord| {
+        [
+            // Of a Deployment of the same name that was there before, or of one that is not there at all.
+            with(record, "00000000-0000-0000-0000-000000000000"),
+            with(record, ""),
+            // Planted: not owned, or owned by something else than it says.
+            StoredRecord { owner_uid: String::new(), ..record.clone() },
+            StoredRecord { owner_uid: "other".into(), ..record.clone() },
+            // Under another name, in another namespace.
+            StoredRecord { name: format!("{}-2", record.name), ..record.clone() },
+            StoredRecord { namespace: "elsewhere".into(), ..record.clone() },
+        ]
+    };
+    for planted in forged(&good) {
+        let door = default_door();
+        door.world.learn_record(&planted);
+        assert_eq!(code(&door.validate(&failed).await), 403, "{planted:?}");
+    }
+    for planted in forged(&bad) {
+        let door = default_door();
+        door.world.learn_record(&planted);
+        assert_eq!(code(&door.validate(&healthy).await), 200, "{planted:?}");
+    }
+    // It goes by the uid of what is stored, not of what the user sends.
+    let door = default_door();
+    door.world.learn_record(&bad);
+    let claimed = set(healthy.clone(), "/request/object/metadata/uid", json!("other"));
+    assert_eq!(code(&door.validate(&claimed).await), 403);
+    let nameless = set(healthy, "/request/oldObject/metadata/uid", Value::Null);
+    assert_eq!(code(&door.validate(&nameless).await), 200, "no uid, no record");
+}
+
+#[tokio::test]
+async fn the_guard_puts_back_what_is_recorded_and_nothing_else() {
+    let freeze = json!({"name": FREEZE, "schedule": "* * * * *", "duration": "24h"});
+    let spec = json!({"freezes": [freeze], "admission": {"unobserved": "Deny"}});
+    let by = |review: &Value, user: &str| set(review.clone(), "/request/userInfo/username", json!(user));
+    for name in ["update-failed", "update-unobserved", "update-progressing"] {
+        let review = review(&format!("{name}.validate"));
+        let mut put_back = verdict(&review, "Unknown", None);
+        put_back["rollback"]["to"] = json!(new_template(&review));
+        put_back["rollback"]["from"] = json!("00".repeat(32));
+        for status in [put_back, verdict(&review, "Good", None), verdict(&review, "Bad", None)] {
+            let door = Door::new(spec.clone(), Answers::No);
+            let own = by(&review, GUARD);
+            assert_eq!(code(&door.validate(&own).await), 403, "{name}: not recorded");
+            door.world.learn_record(&record(&review, status));
+            let response = door.validate(&own).await;
+            assert_eq!(code(&response), 200, "{name}: {response}");
+        }
+        // Somebody else is no guard, by whatever name.
+        let door = Door::new(spec.clone(), Answers::No);
+        let mut put_back = verdict(&review, "Unknown", None);
+        put_back["rollback"]["to"] = json!(new_template(&review));
+        door.world.learn_record(&record(&review, put_back));
+        for user in [
+            "system:serviceaccount:orders:rollout-guard",
+            "rollout-guard",
+            "",
+            "system:serviceaccount:rollout-guard:",
+        ] {
+            assert_eq!(code(&door.validate(&by(&review, user)).await), 403, "{user}");
+        }
+    }
+}
+
+// ---- the announcement of a rollback ---------------------------------------------------------------------------
+
+/// The review over a Deployment on which a rollback stands announced.
+fn announced(name: &str) -> Value {
+    let mut review = review(name);
+    let condition = json!({
+        "type": "Stalled", "status": "True", "reason": "RolledBack", "message": "rolled back to revision 6",
+        "lastUpdateTime": GUARD_RECORD, "lastTransitionTime": GUARD_RECORD,
+    });
+    for side in ["object", "oldObject"] {
+        let conditions = review["request"][side]["status"]["conditions"].as_array_mut().expect("conditions");
+        conditions.push(condition.clone());
+    }
+    review
+}
+
+#[tokio::test]
+async fn fault_51_the_announcement_is_taken_away_once_before_a_new_template_is_let_through() {
+    for (name, mode) in [
+        ("update-healthy", "Enforce"),
+        ("update-progressing", "Enforce"),
+        ("update-failed", "Warn"),
+        ("update-unobserved", "Audit"),
+        ("override-failed", "Enforce"),
+        // What stands there is the guard's own, whatever the policy says meanwhile.
+        ("update-failed", "Off"),
+    ] {
+        let door = Door::new(json!({"mode": mode}), Answers::Yes);
+        let review = announced(&format!("{name}.validate"));
+        assert_eq!(code(&door.validate(&review).await), 200, "{name}");
+        let request = &review["request"];
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let key = format!("{}/{}", text(&request["namespace"]), text(&request["name"]));
+        let uid = text(&request["oldObject"]["metadata"]["uid"]);
+        assert_eq!(door.retracted.calls(), [(key, uid)], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn fault_51_the_announcement_stays_where_nothing_new_is_let_through() {
+    let door = default_door();
+    for (name, expected) in [
+        // Denied, told to wait, a dry run.
+        ("update-failed", 403),
+        ("update-unobserved", 429),
+        ("override-failed", 403),
+        ("dry-run-healthy", 200),
+        // No new template.
+        ("scale-patch", 200),
+        ("annotation-only", 200),
+        ("label-only", 200),
+        ("no-op", 200),
+        ("pause", 200),
+        ("strategy-change", 200),
+        ("update-deleting", 200),
+    ] {
+        assert_eq!(code(&door.validate(&announced(&format!("{name}.validate"))).await), expected, "{name}");
+    }
+    let bad = announced("update-healthy.validate");
+    door.world.learn_record(&record(&bad, verdict(&bad, "Bad", None)));
+    assert_eq!(code(&door.validate(&bad).await), 403, "what was rolled back from comes again");
+    // The guard's own restore comes right after the announcement.
+    let own = set(announced("update-progressing.validate"), "/request/userInfo/username", json!(GUARD));
+    assert_eq!(code(&door.validate(&own).await), 200);
+    // Not the guard's words, or not standing any more.
+    for (field, value) in [("reason", "Other"), ("type", "Progressing"), ("status", "False")] {
+        let mut review = announced("update-progressing.validate");
+        let conditions = &mut review["request"]["oldObject"]["status"]["conditions"];
+        conditions.as_array_mut().expect("conditions").last_mut().expect("ours")[field] = json!(value);
+        assert_eq!(code(&door.validate(&review).await), 200, "{field}");
+    }
+    assert_eq!(door.retracted.calls(), Vec::new());
+    // Nor does the mutating webhook write anything.
+    let mut mutate = review("update-healthy.mutate");
+    mutate["request"]["oldObject"]["status"] = bad["request"]["oldObject"]["status"].clone();
+    door.mutate(&mutate).await;
+    assert_eq!(door.retracted.calls(), Vec::new());
+}
+
+#[tokio::test]
+async fn an_announcement_that_cannot_be_taken_away_denies_nothing() {
+    let door = default_door();
+    door.retracted.fail();
+    let logs = Logs::text();
+    let review = announced("update-healthy.validate");
+    let response = door.validate(&review).await;
+    assert_eq!(response, json!({"uid": review["request"]["uid"], "allowed": true}));
+    assert_eq!(door.retracted.calls().len(), 1);
+    assert!(logs.read().contains("announcement of a rollback not taken away"), "{}", logs.read());
 }
 
 // ---- override -------------------------------------------------------------------------------------------------

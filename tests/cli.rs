@@ -11,6 +11,7 @@ use std::{
 };
 
 use assert_cmd::Command;
+use rollout_guard::core::template::TemplateHash;
 use serde_json::Value;
 
 fn guard() -> Command {
@@ -21,6 +22,7 @@ fn guard() -> Command {
     }
     command
         .env_remove("POD_NAMESPACE")
+        .env_remove("POD_SERVICE_ACCOUNT")
         .env("KUBECONFIG", "/nonexistent/kubeconfig")
         .env("HOME", "/nonexistent");
     command
@@ -177,6 +179,83 @@ fn judge_grants_an_override_by_a_flag_alone() {
     assert!(out.starts_with("override"), "{out}");
     let (status, _) = judge("override-spent.validate", &["--may-override"]);
     assert_eq!(status, 1, "it counts once");
+}
+
+/// A record of the Deployment in the captured review that says so of the template which it asks for.
+fn record(name: &str, verdict: &str) -> String {
+    let review: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture(name)).expect("a fixture")).expect("JSON");
+    let request = &review["request"];
+    let hash = TemplateHash::of(&request["object"]["spec"]["template"]);
+    let uid = request["oldObject"]["metadata"]["uid"].as_str().expect("a uid");
+    let (namespace, name) = (request["namespace"].as_str(), request["name"].as_str());
+    let (namespace, name) = (namespace.expect("a namespace"), name.expect("a name"));
+    format!(
+        r#"apiVersion: rollout-guard.io/v1alpha1
+kind: RolloutRecord
+metadata:
+  name: deployment-{name}
+  namespace: {namespace}
+  ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: {name}, uid: {uid}, controller: true}}]
+spec: {{targetRef: {{apiVersion: apps/v1, kind: Deployment, name: {name}, uid: {uid}}}}}
+status:
+  revisions:
+  - {{templateHash: {hash}, revision: 7, verdict: {verdict}, reason: Image, since: "2026-11-23T20:30:00Z", until: "2026-12-23T20:30:00Z"}}
+"#
+    )
+}
+
+#[test]
+fn judge_goes_by_what_a_record_says_is_good_or_bad() {
+    let dir = directory();
+    let bad = file(&dir, "bad.yaml", &record("update-healthy.validate", "Bad"));
+    let (status, out) = judge("update-healthy.validate", &["--record", &bad]);
+    assert_eq!(status, 1);
+    insta::assert_snapshot!("judge_quarantined", out);
+    let review = fixture("update-healthy.validate");
+    let late = run(&["judge", "-f", &review, "--record", &bad, "--at", "2026-12-23T20:30:00Z"]);
+    assert_eq!(late.status.code(), Some(0), "it is over");
+
+    let good = record("update-failed.validate", "Good");
+    let (status, out) = judge("update-failed.validate", &["--record", &file(&dir, "good.yaml", &good)]);
+    assert_eq!((status, out.as_str()), (0, "allow (known-good): policy default\n"));
+
+    // As JSON, and from standard input.
+    let json: Value = serde_yaml_ng::from_str(&good).expect("YAML");
+    let review = fixture("update-failed.validate");
+    let args = ["judge", "-f", &review, "--record", "-"];
+    let output = guard().args(args).write_stdin(json.to_string()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn judge_says_in_one_line_what_is_wrong_with_a_record() {
+    let dir = directory();
+    let review = fixture("update-healthy.validate");
+    let judge = |name: &str, text: &str, parts: &[&str]| {
+        let path = file(&dir, name, text);
+        refused(&["judge", "-f", &review, "--record", &path], &[&[name], parts].concat());
+    };
+    let good = record("update-healthy.validate", "Good");
+    judge("empty.yaml", "", &["want kind RolloutRecord"]);
+    judge("syntax.yaml", "kind: [\n", &["line"]);
+    judge("pod.yaml", "kind: Pod\n", &["want kind RolloutRecord", "Pod"]);
+    judge("verdict.yaml", &good.replace("verdict: Good", "verdict: Fine"), &["Fine", "Unknown"]);
+    judge(
+        "other.yaml",
+        &record("update-failed.validate", "Good"),
+        &["record of orders/broken", "orders/web"],
+    );
+    let uid = "00000000-0000-0000-0000-000000000000";
+    let of_another = good.replace("uid: 055c6642-7d2f-4aa2-9ae8-a30419598dfc", &format!("uid: {uid}"));
+    judge("before.yaml", &of_another, &["record of orders/web", uid, "055c6642"]);
+    let owner = good.replace("  ownerReferences:", "  others:");
+    judge("orphan.yaml", &owner, &["owned by nothing"]);
+    refused(
+        &["judge", "-f", &review, "--record", "/nonexistent/r.yaml"],
+        &["/nonexistent/r.yaml", "No such file"],
+    );
+    refused(&["judge", "-f", "-", "--record", "-"], &["standard input can be read once"]);
 }
 
 #[test]

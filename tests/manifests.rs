@@ -37,7 +37,7 @@ metadata:
 ";
 
 /// Combinations of values, as for `--set`, for what must hold whatever the values are.
-const COMBINATIONS: [&[&str]; 12] = [
+const COMBINATIONS: [&[&str]; 16] = [
     &[],
     &["certManager.enabled=true"],
     &[
@@ -46,6 +46,10 @@ const COMBINATIONS: [&[&str]; 12] = [
         "certManager.issuerRef.kind=ClusterIssuer",
     ],
     &["fallback.enabled=false"],
+    &["watcher.enabled=false"],
+    &["watcher.enabled=false", "certManager.enabled=true"],
+    &["records.protect=false"],
+    &["rbac.podLogs=true", "watcher.limits.rollbacksPerHour=100"],
     &["webhook.failurePolicy=Fail"],
     &["networkPolicy.enabled=true"],
     &["serviceMonitor.enabled=true"],
@@ -199,7 +203,11 @@ fn wrong_values_are_refused_in_words_that_name_them() {
         ("podDisruptionBudget.minAvailable=2", ["podDisruptionBudget.minAvailable (2)", "replicas (2)"]),
         ("serviceAccount.create=false", ["serviceAccount.create is false", "serviceAccount.name"]),
         ("extraEnv[0].name=POD_NAME", ["extraEnv", "POD_NAME"]),
+        ("extraEnv[0].name=POD_SERVICE_ACCOUNT", ["extraEnv", "POD_SERVICE_ACCOUNT"]),
         ("extraArgs={listen}", ["/extraArgs/0", "listen"]),
+        ("watcher.enable=false", ["watcher", "enable"]),
+        ("watcher.limits.rollbacksPerCluster=0", ["/watcher/limits/rollbacksPerCluster", "want 1"]),
+        ("watcher.limits.stuckPercent=101", ["/watcher/limits/stuckPercent", "want 100"]),
     ] {
         let output = helm_template(&[set]);
         let error = String::from_utf8_lossy(&output.stderr);
@@ -252,6 +260,8 @@ fn fault_28_system_namespaces_and_everything_but_deployments_are_never_matched()
                 ("authorization.k8s.io", "subjectaccessreviews"),
                 ("certificates.k8s.io", "certificatesigningrequests"),
                 ("coordination.k8s.io", "leases"),
+                ("rollout-guard.io", "rolloutrecords"),
+                ("rollout-guard.io", "rolloutrecords/status"),
             ] {
                 for operation in ["CREATE", "UPDATE", "DELETE", "CONNECT"] {
                     assert!(
@@ -317,15 +327,17 @@ fn webhooks_reach_the_service_of_the_release_and_are_asked_only_when_it_matters(
     for set in COMBINATIONS {
         let objects = render(set);
         let service = names(&objects, "Service").into_iter().next().unwrap();
-        for (kind, path) in
-            [("ValidatingWebhookConfiguration", "/validate"), ("MutatingWebhookConfiguration", "/mutate")]
-        {
+        for (kind, path, side_effects) in [
+            // The announcement of a rollback comes off the Deployment's status.
+            ("ValidatingWebhookConfiguration", "/validate", "NoneOnDryRun"),
+            ("MutatingWebhookConfiguration", "/mutate", "None"),
+        ] {
             let webhook = only_webhook(&objects, kind);
             let expected = json!({"name": service, "namespace": NAMESPACE, "path": path, "port": 443});
             assert_eq!(webhook["clientConfig"]["service"], expected, "{kind} {set:?}");
             assert_eq!(webhook["admissionReviewVersions"], json!(["v1"]));
             assert_eq!(webhook["matchPolicy"], "Equivalent");
-            assert_eq!(webhook["sideEffects"], "None");
+            assert_eq!(webhook["sideEffects"], side_effects, "{kind} {set:?}");
         }
         let validating = only_webhook(&objects, "ValidatingWebhookConfiguration");
         let conditions: Vec<&str> =
@@ -381,7 +393,19 @@ fn every_right_to_write_is_one_of_these() {
         "delete admissionregistration.k8s.io/validatingadmissionpolicies",
         "delete admissionregistration.k8s.io/validatingadmissionpolicybindings",
         "override rollout-guard.io/rolloutpolicies",
+        // the announcement of a rollback, which the webhook takes away
+        "patch apps/deployments/status",
         "patch rollout-guard.io/rolloutpolicies/status",
+    ];
+    let watcher = [
+        "create /events",
+        "create coordination.k8s.io/leases",
+        "create rollout-guard.io/rolloutrecords",
+        "delete rollout-guard.io/rolloutrecords",
+        // the rollback
+        "patch apps/deployments",
+        "update coordination.k8s.io/leases named rollout-guard",
+        "update rollout-guard.io/rolloutrecords/status",
     ];
     let fallback = [
         "create admissionregistration.k8s.io/validatingadmissionpolicies",
@@ -398,9 +422,163 @@ fn every_right_to_write_is_one_of_these() {
     ];
     let set_of =
         |lists: &[&[&str]]| lists.concat().iter().map(|right| (*right).to_owned()).collect::<BTreeSet<_>>();
-    assert_eq!(writes(&render(&[])), set_of(&[&common, &fallback, &own_certificates]));
-    assert_eq!(writes(&render(&["fallback.enabled=false"])), set_of(&[&common, &own_certificates]));
-    assert_eq!(writes(&render(&["certManager.enabled=true"])), set_of(&[&common, &fallback]));
+    for (set, lists) in [
+        (&[][..], &[&common[..], &watcher, &fallback, &own_certificates][..]),
+        (&["rbac.podLogs=true"], &[&common, &watcher, &fallback, &own_certificates]),
+        (&["watcher.enabled=false"], &[&common, &fallback, &own_certificates]),
+        (&["fallback.enabled=false"], &[&common, &watcher, &own_certificates]),
+        (&["certManager.enabled=true"], &[&common, &watcher, &fallback]),
+        (&["certManager.enabled=true", "watcher.enabled=false"], &[&common, &fallback]),
+    ] {
+        assert_eq!(writes(&render(set)), set_of(lists), "{set:?}");
+    }
+}
+
+#[test]
+fn every_right_to_read_is_one_of_these() {
+    let common = [
+        "get admissionregistration.k8s.io/mutatingwebhookconfigurations named rollout-guard",
+        "get admissionregistration.k8s.io/validatingwebhookconfigurations named rollout-guard",
+        "list /namespaces",
+        "list admissionregistration.k8s.io/mutatingwebhookconfigurations named rollout-guard",
+        "list admissionregistration.k8s.io/validatingadmissionpolicies",
+        "list admissionregistration.k8s.io/validatingadmissionpolicybindings",
+        "list admissionregistration.k8s.io/validatingwebhookconfigurations named rollout-guard",
+        "list apps/deployments",
+        "list rollout-guard.io/rolloutpolicies",
+        "list rollout-guard.io/rolloutrecords",
+        "watch /namespaces",
+        "watch admissionregistration.k8s.io/mutatingwebhookconfigurations named rollout-guard",
+        "watch admissionregistration.k8s.io/validatingwebhookconfigurations named rollout-guard",
+        "watch apps/deployments",
+        "watch rollout-guard.io/rolloutpolicies",
+        "watch rollout-guard.io/rolloutrecords",
+    ];
+    let watcher = [
+        "get apps/deployments",
+        "get coordination.k8s.io/leases named kube-controller-manager",
+        "get coordination.k8s.io/leases named rollout-guard",
+        "get rollout-guard.io/rolloutrecords",
+        "list /events",
+        "list /nodes",
+        "list /pods",
+        "list apps/replicasets",
+    ];
+    let own_certificates = [
+        "get /secrets named rollout-guard-certificates",
+        "list /secrets named rollout-guard-certificates",
+        "watch /secrets named rollout-guard-certificates",
+    ];
+    // What is for people to be bound to is not the guard's.
+    let reads = |set: &[&str]| {
+        let mut objects = render(set);
+        objects.retain(|object| !text(&object["metadata"]["name"]).ends_with("-view"));
+        rights(&objects).into_iter().filter(|right| is_read(right)).collect::<BTreeSet<_>>()
+    };
+    let set_of =
+        |lists: &[&[&str]]| lists.concat().iter().map(|right| (*right).to_owned()).collect::<BTreeSet<_>>();
+    for (set, lists) in [
+        (&[][..], &[&common[..], &watcher, &own_certificates][..]),
+        (&["watcher.enabled=false"], &[&common, &own_certificates]),
+        (&["certManager.enabled=true", "watcher.enabled=false"], &[&common]),
+        (&["rbac.podLogs=true"], &[&common, &watcher, &own_certificates, &["get /pods/log"]]),
+        // No watcher, nobody to read them.
+        (&["rbac.podLogs=true", "watcher.enabled=false"], &[&common, &own_certificates]),
+    ] {
+        assert_eq!(reads(set), set_of(lists), "{set:?}");
+    }
+}
+
+#[test]
+fn in_kube_system_the_guard_reads_one_lease_and_nothing_else() {
+    let objects = render(&[]);
+    let there = |kind: &str| {
+        let all = of_kind(&objects, kind);
+        let there: Vec<&Value> =
+            all.into_iter().filter(|object| object["metadata"]["namespace"] == "kube-system").collect();
+        assert_eq!(there.len(), 1, "{kind}");
+        there[0]
+    };
+    let rule = json!({
+        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+        "resourceNames": ["kube-controller-manager"], "verbs": ["get"],
+    });
+    assert_eq!(there("Role")["rules"], json!([rule]));
+    assert_eq!(there("RoleBinding")["roleRef"]["name"], there("Role")["metadata"]["name"]);
+}
+
+#[test]
+fn whoever_may_view_a_namespace_may_see_policies_and_records() {
+    let objects = render(&[]);
+    let role = of_kind(&objects, "ClusterRole")
+        .into_iter()
+        .find(|role| role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true")
+        .unwrap();
+    let rule = json!({
+        "apiGroups": ["rollout-guard.io"], "resources": ["rolloutpolicies", "rolloutrecords"],
+        "verbs": ["get", "list", "watch"],
+    });
+    assert_eq!(role["rules"], json!([rule]));
+}
+
+/// Fault 11: a user forges records.
+#[test]
+fn fault_11_records_are_written_by_the_guards_account_alone_and_deleted_by_anybody() {
+    for set in COMBINATIONS {
+        let objects = render(set);
+        if set.contains(&"records.protect=false") {
+            assert!(names(&objects, "ValidatingAdmissionPolicy").is_empty());
+            assert!(names(&objects, "ValidatingAdmissionPolicyBinding").is_empty());
+            continue;
+        }
+        let policy = only(&objects, "ValidatingAdmissionPolicy");
+        let spec = &policy["spec"];
+        assert_eq!(spec["failurePolicy"], "Fail", "{set:?}");
+        // No DELETE: garbage collection, namespaces that go, and people.
+        assert_eq!(
+            spec["matchConstraints"]["resourceRules"],
+            json!([{
+                "apiGroups": ["rollout-guard.io"], "apiVersions": ["v1alpha1"],
+                "resources": ["rolloutrecords", "rolloutrecords/status"],
+                "operations": ["CREATE", "UPDATE"], "scope": "Namespaced",
+            }]),
+            "{set:?}"
+        );
+        // In any namespace, whatever its labels.
+        for selector in ["namespaceSelector", "objectSelector", "excludeResourceRules"] {
+            assert!(spec["matchConstraints"].get(selector).is_none(), "{set:?}: {selector}");
+        }
+        let conditions = array(&spec["matchConditions"]);
+        assert_eq!(conditions.len(), 1, "{set:?}");
+        assert_eq!(
+            conditions[0]["expression"],
+            "request.operation == \"CREATE\" || request.?subResource.orValue(\"\") == \"status\" \
+             || object.spec != oldObject.spec",
+            "{set:?}"
+        );
+        let account = deployment(&objects)["spec"]["template"]["spec"]["serviceAccountName"].clone();
+        let validations = array(&spec["validations"]);
+        assert_eq!(validations.len(), 1, "{set:?}");
+        assert_eq!(
+            text(&validations[0]["expression"]),
+            format!("request.userInfo.username == \"system:serviceaccount:{NAMESPACE}:{}\"", text(&account)),
+            "{set:?}"
+        );
+        assert_eq!(validations[0]["reason"], "Forbidden");
+        assert!(text(&validations[0]["message"]).starts_with("Only rollout-guard writes"), "{set:?}");
+        let binding = only(&objects, "ValidatingAdmissionPolicyBinding");
+        assert_eq!(
+            binding["spec"],
+            json!({"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}),
+            "{set:?}"
+        );
+        // Else a RolloutPolicy of the right name would take it over for its fallback.
+        let name = text(&policy["metadata"]["name"]);
+        assert!(!name.starts_with(&rollout_guard::core::fallback::name("")), "{set:?}: {name}");
+        // The guard removes fallbacks by this label.
+        let labels = policy["metadata"]["labels"].as_object().unwrap();
+        assert!(!labels.contains_key(rollout_guard::core::fallback::POLICY_LABEL), "{set:?}");
+    }
 }
 
 #[test]
@@ -472,38 +650,73 @@ fn pods_meet_the_restricted_pod_security_standard() {
 
 #[test]
 fn every_flag_of_the_deployment_exists_and_none_can_be_given_twice() {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_rollout-guard")).args(["webhook", "--help"]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "rollout-guard webhook --help: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let help = String::from_utf8(output.stdout).unwrap();
-    let known: BTreeSet<&str> = help
-        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter_map(|word| word.strip_prefix("--"))
-        .collect();
-    let mut used = BTreeSet::new();
+    let help_of = |subcommand: &str| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_rollout-guard")).args([subcommand, "--help"]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rollout-guard {subcommand} --help: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let helps = ["run", "webhook"].map(|subcommand| (subcommand, help_of(subcommand)));
+    // What is given by the environment may not be given by a flag either.
+    let mut used: BTreeSet<String> = ["identity".to_owned(), "service-account".to_owned()].into();
     for set in COMBINATIONS {
         let objects = render(set);
         let arguments = strings(&container(&objects)["args"]);
-        assert_eq!(arguments[0], "webhook");
+        let subcommand = if set.contains(&"watcher.enabled=false") { "webhook" } else { "run" };
+        assert_eq!(arguments[0], subcommand, "{set:?}");
+        let help = &helps.iter().find(|(name, _)| *name == subcommand).unwrap().1;
+        let known: BTreeSet<&str> = help
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+            .filter_map(|word| word.strip_prefix("--"))
+            .collect();
         let flags: Vec<String> = arguments[1..]
             .iter()
             .map(|argument| argument.strip_prefix("--").unwrap().split('=').next().unwrap().to_owned())
             .collect();
         assert_eq!(flags.iter().collect::<BTreeSet<_>>().len(), flags.len(), "{set:?}: a flag stands twice");
+        for flag in &flags {
+            assert!(known.contains(flag.as_str()), "{set:?}: {subcommand} knows no --{flag}: {help}");
+        }
         used.extend(flags);
     }
     for flag in used {
-        assert!(known.contains(flag.as_str()), "the Deployment passes --{flag}, which is unknown to: {help}");
         let output = helm_template(&[&format!("extraArgs={{--{flag}=x}}")]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(
             error.contains(&format!("--{flag}: the chart sets it")),
             "extraArgs may repeat --{flag}: {error}"
         );
+    }
+}
+
+#[test]
+fn the_watcher_gets_its_lease_its_identity_and_its_limits() {
+    let objects = render(&["fullnameOverride=door", "watcher.limits.stuckPercent=25"]);
+    for (flag, value) in [
+        ("lease", "door"),
+        ("rollbacks-per-namespace", "1"),
+        ("rollbacks-per-cluster", "3"),
+        ("rollbacks-per-hour", "10"),
+        ("stuck-at-least", "3"),
+        ("stuck-percent", "25"),
+    ] {
+        assert_eq!(argument(&objects, flag).as_deref(), Some(value), "{flag}");
+    }
+    let lease = rights(&objects).into_iter().find(|right| right.starts_with("update coordination")).unwrap();
+    assert_eq!(lease, "update coordination.k8s.io/leases named door");
+    for set in COMBINATIONS {
+        let objects = render(set);
+        let variables: BTreeMap<&str, &str> = array(&container(&objects)["env"])
+            .iter()
+            .map(|v| (text(&v["name"]), text(&v["valueFrom"]["fieldRef"]["fieldPath"])))
+            .collect();
+        let expected = BTreeMap::from([
+            ("POD_NAME", "metadata.name"),
+            ("POD_NAMESPACE", "metadata.namespace"),
+            ("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        ]);
+        assert_eq!(variables, expected, "{set:?}");
     }
 }
 
@@ -613,7 +826,7 @@ fn the_default_policy_enforces_and_leaves_the_rest_to_the_crd() {
 }
 
 #[test]
-fn every_object_is_labelled_and_in_the_release_namespace() {
+fn every_object_is_labelled_and_in_the_release_namespace_but_for_a_role_in_kube_system() {
     for set in COMBINATIONS {
         for object in render(set) {
             let kind = text(&object["kind"]);
@@ -622,8 +835,14 @@ fn every_object_is_labelled_and_in_the_release_namespace() {
             assert_eq!(labels["app.kubernetes.io/instance"], RELEASE, "{set:?}: {kind}");
             let cluster_scoped = kind.starts_with("Cluster")
                 || kind.ends_with("WebhookConfiguration")
+                || kind.starts_with("ValidatingAdmissionPolicy")
                 || kind == "RolloutPolicy";
-            assert_eq!(object["metadata"].get("namespace").is_none(), cluster_scoped, "{set:?}: {kind}");
+            let namespace = object["metadata"].get("namespace").map(text);
+            if cluster_scoped {
+                assert_eq!(namespace, None, "{set:?}: {kind}");
+            } else if !(namespace == Some("kube-system") && kind.starts_with("Role")) {
+                assert_eq!(namespace, Some(NAMESPACE), "{set:?}: {kind}");
+            }
         }
     }
 }
@@ -773,15 +992,13 @@ fn roles(objects: &[Value]) -> Vec<&Value> {
     ["ClusterRole", "Role"].iter().flat_map(|kind| of_kind(objects, kind)).collect()
 }
 
-/// Returns each right that is more than reading, as `<verb> <group>/<resource>[ named <name>]`.
-fn writes(objects: &[Value]) -> BTreeSet<String> {
+/// Returns each right, as `<verb> <group>/<resource>[ named <name>]`.
+fn rights(objects: &[Value]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for rule in roles(objects).into_iter().flat_map(|role| array(&role["rules"])) {
         let names = rule.get("resourceNames").map(strings).unwrap_or_default();
         let suffix = if names.is_empty() { String::new() } else { format!(" named {}", names.join(" ")) };
-        for verb in
-            strings(&rule["verbs"]).iter().filter(|verb| !["get", "list", "watch"].contains(&verb.as_str()))
-        {
+        for verb in strings(&rule["verbs"]) {
             for group in strings(&rule["apiGroups"]) {
                 for resource in strings(&rule["resources"]) {
                     found.insert(format!("{verb} {group}/{resource}{suffix}"));
@@ -790,6 +1007,15 @@ fn writes(objects: &[Value]) -> BTreeSet<String> {
         }
     }
     found
+}
+
+fn is_read(right: &str) -> bool {
+    ["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb))
+}
+
+/// Returns each right that is more than reading.
+fn writes(objects: &[Value]) -> BTreeSet<String> {
+    rights(objects).into_iter().filter(|right| !is_read(right)).collect()
 }
 
 fn is_mounted(set: &[&str]) -> bool {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use proptest::{prelude::*, sample::select};
 use rollout_guard::{
-    api::policy::Mode,
+    api::policy::{CauseType, Mode},
     core::{
         admission::{Allowed, Change, Reason, Refused, Verdict, decide},
+        ledger::{Bad, Recorded},
         mutation::{Subject, patch},
         policy::{Labels, Policy, PolicySet, compile},
         rollout::{Condition, Phase, Snapshot, classify},
@@ -75,11 +76,37 @@ prop_compose! {
         new_generation in prop::option::of(generation()),
         template_changed in any::<bool>(),
         dry_run in any::<bool>(),
+        by_guard in prop::bool::weighted(0.1),
     ) -> Change<'static> {
         // Mostly the next one, as the API server counts.
         let new_generation = new_generation.unwrap_or(old.generation.wrapping_add(1));
-        Change { namespace: "shop", name: "web", old, new_generation, template_changed, dry_run }
+        Change { namespace: "shop", name: "web", old, new_generation, template_changed, dry_run, by_guard }
     }
+}
+
+fn nothing<'a>() -> Recorded<'a> {
+    Recorded::Nothing
+}
+
+fn bad() -> impl Strategy<Value = Bad<'static>> {
+    (prop::option::of(time()), prop::option::of(time()), select(vec!["", "not found"])).prop_map(
+        |(since, until, message)| Bad {
+            since,
+            until,
+            cause: Some(CauseType::Image),
+            revision: None,
+            message,
+        },
+    )
+}
+
+fn recorded() -> impl Strategy<Value = Recorded<'static>> {
+    prop_oneof![
+        Just(Recorded::Nothing),
+        Just(Recorded::PutBack),
+        Just(Recorded::Good),
+        bad().prop_map(Recorded::Bad),
+    ]
 }
 
 fn mode() -> impl Strategy<Value = &'static str> {
@@ -199,27 +226,33 @@ proptest! {
     }
 
     #[test]
-    fn a_no_op_is_always_allowed(change in change(), spec in spec(), now in now()) {
+    fn a_no_op_is_always_allowed(
+        change in change(), spec in spec(), recorded in recorded(), now in now(),
+    ) {
         let no_op = Change { new_generation: change.old.generation, ..change };
         let policy = compiled("p", &spec);
-        let verdict = decide(&no_op, Some(&policy), now);
+        let verdict = decide(&no_op, Some(&policy), || recorded, now);
         prop_assert!(matches!(verdict, Verdict::Allow(Allowed::SameGeneration | Allowed::Off)), "{:?}", verdict);
     }
 
     #[test]
-    fn what_leaves_the_template_alone_is_never_refused(change in change(), spec in spec(), now in now()) {
+    fn what_leaves_the_template_alone_is_never_refused(
+        change in change(), spec in spec(), recorded in recorded(), now in now(),
+    ) {
         // Scale, pause, resume, strategy, labels, annotations, finalizers.
         let same = Change { template_changed: false, ..change };
         let policy = compiled("p", &spec);
-        let verdict = decide(&same, Some(&policy), now);
+        let verdict = decide(&same, Some(&policy), || recorded, now);
         prop_assert!(matches!(verdict, Verdict::Allow(_)), "{:?}", verdict);
     }
 
     #[test]
-    fn what_is_being_deleted_is_never_refused(change in change(), spec in spec(), now in now()) {
+    fn what_is_being_deleted_is_never_refused(
+        change in change(), spec in spec(), recorded in recorded(), now in now(),
+    ) {
         let deleting = Change { old: Snapshot { deleting: true, ..change.old }, ..change };
         let policy = compiled("p", &spec);
-        let verdict = decide(&deleting, Some(&policy), now);
+        let verdict = decide(&deleting, Some(&policy), || recorded, now);
         prop_assert!(matches!(verdict, Verdict::Allow(_)), "{:?}", verdict);
     }
 
@@ -227,7 +260,7 @@ proptest! {
     fn a_paused_deployment_may_be_edited_unless_a_freeze_is_open(change in change(), spec in spec(), now in now()) {
         let paused = Change { old: Snapshot { paused: true, ..change.old }, ..change };
         let policy = compiled("p", &spec);
-        match decide(&paused, Some(&policy), now) {
+        match decide(&paused, Some(&policy), nothing, now) {
             Verdict::Allow(_) => {}
             Verdict::Refuse(refusal) => {
                 prop_assert_eq!(refusal.reason, Reason::Frozen);
@@ -243,7 +276,7 @@ proptest! {
             desired: n, replicas: n, updated: n, available: n, ..change.old
         };
         let policy = compiled("p", &spec);
-        let verdict = decide(&Change { old, ..change }, Some(&policy), now);
+        let verdict = decide(&Change { old, ..change }, Some(&policy), nothing, now);
         if let Verdict::Refuse(refusal) = verdict {
             prop_assert_eq!((refusal.reason, refusal.refused), (Reason::Frozen, Refused::Deny));
             prop_assert!(policy.open_freeze(now).is_some());
@@ -264,7 +297,7 @@ proptest! {
             new_generation: change.old.generation.wrapping_add(1), template_changed: true,
             old: Snapshot { deleting: false, ..change.old }, ..change
         };
-        match decide(&new, Some(&policy), now) {
+        match decide(&new, Some(&policy), nothing, now) {
             Verdict::Refuse(refusal) => {
                 prop_assert_eq!(refusal.refused, Refused::Deny);
                 let open = refusal.freeze.expect("says which");
@@ -275,19 +308,75 @@ proptest! {
     }
 
     #[test]
-    fn the_mode_changes_nothing_of_what_is_decided_but_off(change in change(), spec in spec(), now in now()) {
+    fn the_mode_changes_nothing_of_what_is_decided_but_off(
+        change in change(), spec in spec(), recorded in recorded(), now in now(),
+    ) {
         let [enforce, warn, audit, off] = ["Enforce", "Warn", "Audit", "Off"].map(|mode| with_mode(&spec, mode));
-        let decided = decide(&change, Some(&enforce), now);
-        prop_assert_eq!(&decide(&change, Some(&warn), now), &decided);
-        prop_assert_eq!(&decide(&change, Some(&audit), now), &decided);
-        prop_assert_eq!(decide(&change, Some(&off), now), Verdict::Allow(Allowed::Off));
-        prop_assert_eq!(decide(&change, None, now), Verdict::Allow(Allowed::NotGuarded));
+        let decided = decide(&change, Some(&enforce), || recorded, now);
+        prop_assert_eq!(&decide(&change, Some(&warn), || recorded, now), &decided);
+        prop_assert_eq!(&decide(&change, Some(&audit), || recorded, now), &decided);
+        prop_assert_eq!(decide(&change, Some(&off), || recorded, now), Verdict::Allow(Allowed::Off));
+        prop_assert_eq!(decide(&change, None, || recorded, now), Verdict::Allow(Allowed::NotGuarded));
     }
 
     #[test]
-    fn a_wait_is_within_the_policys_limit_and_a_dry_run_never_waits(change in change(), spec in spec(), now in time()) {
+    fn a_way_back_to_what_was_good_is_always_admitted(change in change(), spec in spec(), now in now()) {
+        // Over any phase, in any freeze, whoever writes it.
         let policy = compiled("p", &spec);
-        let wait = |change: &Change<'_>| match decide(change, Some(&policy), now) {
+        let verdict = decide(&change, Some(&policy), || Recorded::Good, now);
+        prop_assert!(matches!(verdict, Verdict::Allow(_)), "{:?}", verdict);
+    }
+
+    #[test]
+    fn fault_42_what_was_rolled_back_from_is_never_admitted(
+        change in change(), spec in spec(), quarantined in select(vec!["Wait", "Deny"]), bad in bad(), now in now(),
+    ) {
+        let mut spec = spec;
+        spec["admission"]["quarantined"] = json!(quarantined);
+        let policy = with_mode(&spec, "Enforce");
+        let new = Change {
+            new_generation: change.old.generation.wrapping_add(1), template_changed: true,
+            old: Snapshot { deleting: false, ..change.old }, ..change
+        };
+        let expired = bad.until.is_some_and(|until| until <= now);
+        match decide(&new, Some(&policy), || Recorded::Bad(bad), now) {
+            Verdict::Allow(why) => prop_assert!(why == Allowed::OwnRollback && new.by_guard || expired, "{:?}", why),
+            Verdict::Refuse(refusal) if expired => prop_assert_ne!(refusal.reason, Reason::Quarantined),
+            Verdict::Refuse(refusal) => {
+                prop_assert_eq!((refusal.reason, refusal.bad), (Reason::Quarantined, Some(bad)));
+            }
+        }
+        // Once it has expired it is like any template.
+        let after = Bad { until: Some(now), ..bad };
+        let ordinary = Change { by_guard: false, ..new };
+        prop_assert_eq!(
+            decide(&ordinary, Some(&policy), || Recorded::Bad(after), now),
+            decide(&ordinary, Some(&policy), nothing, now)
+        );
+    }
+
+    #[test]
+    fn fault_11_being_the_guard_helps_only_to_put_back_what_is_recorded(
+        change in change(), spec in spec(), recorded in recorded(), now in now(),
+    ) {
+        let policy = compiled("p", &spec);
+        let (guard, other) = (Change { by_guard: true, ..change.clone() }, Change { by_guard: false, ..change });
+        prop_assert_eq!(
+            decide(&guard, Some(&policy), nothing, now),
+            decide(&other, Some(&policy), nothing, now)
+        );
+        if recorded != Recorded::Nothing {
+            let verdict = decide(&guard, Some(&policy), || recorded, now);
+            prop_assert!(matches!(verdict, Verdict::Allow(_)), "{:?}", verdict);
+        }
+    }
+
+    #[test]
+    fn a_wait_is_within_the_policys_limit_and_a_dry_run_never_waits(
+        change in change(), spec in spec(), recorded in recorded(), now in time(),
+    ) {
+        let policy = compiled("p", &spec);
+        let wait = |change: &Change<'_>| match decide(change, Some(&policy), || recorded, now) {
             Verdict::Refuse(refusal) => match refusal.refused {
                 Refused::Wait { retry_after_seconds } => Some(retry_after_seconds),
                 Refused::Deny => None,
@@ -301,7 +390,7 @@ proptest! {
         let (real, dry) = (Change { dry_run: false, ..change.clone() }, Change { dry_run: true, ..change });
         prop_assert_eq!(wait(&dry), None);
         // But for that, a dry run says what the real thing would.
-        let (real, dry) = (decide(&real, Some(&policy), now), decide(&dry, Some(&policy), now));
+        let (real, dry) = (decide(&real, Some(&policy), || recorded, now), decide(&dry, Some(&policy), || recorded, now));
         match (real, dry) {
             (Verdict::Refuse(real), Verdict::Refuse(dry)) => {
                 prop_assert_eq!((real.reason, real.freeze), (dry.reason, dry.freeze));

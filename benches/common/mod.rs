@@ -11,13 +11,16 @@ use rollout_guard::{
     cluster::{
         ClusterError,
         access::{Access, User},
+        announcements::Announcements,
     },
     core::{
+        key::Key,
         message::DOCS,
         policy::{Policy, PolicySet, compile},
     },
     telemetry::Metrics,
-    webhook::{judge::Judge, world::World},
+    webhook::judge::Judge,
+    world::World,
 };
 
 /// Nobody may override, so that no API server is asked.
@@ -26,6 +29,12 @@ struct Nobody;
 impl Access for Nobody {
     fn may_override<'a>(&'a self, _: &'a User, _: &'a str) -> BoxFuture<'a, Result<bool, ClusterError>> {
         async { Ok(false) }.boxed()
+    }
+}
+
+impl Announcements for Nobody {
+    fn retract<'a>(&'a self, _: &'a Key, _: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        async { Ok(()) }.boxed()
     }
 }
 
@@ -39,5 +48,5 @@ pub fn policy() -> anyhow::Result<Arc<Policy>> {
 pub fn judge(metrics: Metrics) -> anyhow::Result<Judge> {
     let world = World::new("rollout-guard");
     world.set_policies(PolicySet::new([policy()?]));
-    Ok(Judge { world, access: Arc::new(Nobody), metrics, docs: DOCS.into() })
+    Ok(Judge { world, access: Arc::new(Nobody), announcements: Arc::new(Nobody), metrics, docs: DOCS.into() })
 }

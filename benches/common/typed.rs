@@ -10,6 +10,7 @@ use kube::core::{
 };
 use rollout_guard::core::{
     admission::{Change, Refused, Verdict, decide},
+    ledger::Recorded,
     message::{self, DOCS},
     policy::Policy,
     rollout::{Condition, Snapshot},
@@ -28,8 +29,9 @@ pub fn answer(request: &AdmissionRequest<Deployment>, policy: &Policy, now: Time
         template_changed: object.spec.as_ref().map(|spec| &spec.template)
             != old.spec.as_ref().map(|spec| &spec.template),
         dry_run: request.dry_run,
+        by_guard: false,
     };
-    let verdict = decide(&change, Some(policy), now);
+    let verdict = decide(&change, Some(policy), || Recorded::Nothing, now);
     tracing::info!(
         uid = request.uid,
         namespace = change.namespace,

@@ -278,6 +278,19 @@ pub enum CauseType {
 }
 
 impl CauseType {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::ReplicaSetCreate,
+        Self::Image,
+        Self::Configuration,
+        Self::Application,
+        Self::Capacity,
+        Self::Registry,
+        Self::Node,
+        Self::ControlPlane,
+        Self::Unknown,
+    ];
+
     /// Returns the word.
     pub const fn word(self) -> &'static str {
         match self {

@@ -59,8 +59,9 @@ struct SlimStatus {
 }
 
 impl Cluster {
-    /// Reads the Lease `kube-system/kube-controller-manager`. `None` where there is none or the guard may not read it,
-    /// as where the control plane is managed by somebody else: nothing is known then, and nothing is suspicious.
+    /// Reads the Lease `kube-system/kube-controller-manager`. `None` where there is none or the guard may not
+    /// read it, as where the control plane is managed by somebody else: nothing is known then, and nothing is
+    /// suspicious.
     ///
     /// # Errors
     /// When the API server cannot be asked.
@@ -80,14 +81,14 @@ impl Cluster {
         }
     }
 
-    /// Reads all nodes, from the API server's cache.
+    /// Reads all nodes, page by page.
     ///
     /// # Errors
     /// When the API server refuses or cannot be asked.
     pub async fn nodes(&self) -> Result<Nodes, ClusterError> {
         let api: Api<SlimNode> = Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
-        // resourceVersion=0: as the cache has it. A page that continues takes none.
-        let mut params = ListParams::default().limit(PAGE).match_any();
+        // Without resourceVersion=0: with it the API server takes no notice of a limit, and answers all at once.
+        let mut params = ListParams::default().limit(PAGE);
         let mut nodes = Nodes::default();
         loop {
             let page = call("list nodes", api.list(&params)).await?;
@@ -108,4 +109,98 @@ impl Cluster {
 fn is_ready(node: &SlimNode) -> bool {
     let conditions = node.status.iter().flat_map(|status| &status.conditions);
     conditions.filter(|c| c.type_ == "Ready").any(|c| c.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Asks a server that answers the query of each call by `answer`.
+    fn cluster(
+        answer: impl Fn(&str) -> (u16, Value) + Send + Sync + 'static,
+    ) -> (Cluster, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (kept, answer) = (asked.clone(), Arc::new(answer));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let uri = request.uri().to_string();
+            let (status, json) = answer(&uri);
+            kept.lock().expect("no panic").push(uri);
+            let response = Response::builder().status(status).body(Body::from(json.to_string().into_bytes()));
+            std::future::ready(Ok::<_, tower::BoxError>(response.expect("a response")))
+        });
+        (Cluster { client: Client::new(service, "default") }, asked)
+    }
+
+    fn refusal(code: u16) -> (u16, Value) {
+        let reason = if code == 404 { "NotFound" } else { "Other" };
+        (
+            code,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}),
+        )
+    }
+
+    fn node(name: &str, ready: Option<&str>) -> Value {
+        let ready = ready.map(|status| json!({"type": "Ready", "status": status}));
+        let pressure = json!({"type": "DiskPressure", "status": "True"});
+        let conditions: Vec<_> = ready.into_iter().chain([pressure]).collect();
+        json!({"metadata": {"name": name}, "spec": {"podCIDR": "10.0.0.0/24"},
+            "status": {"conditions": conditions, "images": [{"names": ["a"], "sizeBytes": 1}]}})
+    }
+
+    #[tokio::test]
+    async fn nodes_are_read_page_by_page_and_unknown_is_not_ready() {
+        let (cluster, asked) = cluster(|uri| {
+            let (token, items) = if uri.contains("continue=") {
+                ("", vec![node("c", None), json!({"metadata": {"name": "d"}, "spec": {}})])
+            } else {
+                ("next", vec![node("a", Some("True")), node("b", Some("Unknown"))])
+            };
+            (
+                200,
+                json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"continue": token}, "items": items}),
+            )
+        });
+        let nodes = cluster.nodes().await.expect("read");
+        assert_eq!(nodes.count(), NodeCount { ready: 1, total: 4 });
+        assert_eq!(nodes.not_ready, ["b", "c", "d"].map(str::to_owned).into());
+        let asked = asked.lock().expect("no panic");
+        assert!(asked[0].contains("limit=500") && asked[1].contains("continue=next"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn fault_36_nodes_that_may_not_be_read_are_an_error() {
+        let (cluster, _) = cluster(|_| refusal(403));
+        assert_eq!(cluster.nodes().await.expect_err("refused").code(), Some(403));
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_the_controller_manager_that_is_not_there_or_not_to_be_read_is_none() {
+        for code in [403, 404] {
+            let (cluster, _) = cluster(move |_| refusal(code));
+            assert_eq!(cluster.controller_manager_lease().await.expect("told"), None, "{code}");
+        }
+        let (cluster, asked) = cluster(|_| {
+            (
+                200,
+                json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": "kube-controller-manager"},
+                "spec": {"holderIdentity": "a", "renewTime": "2027-01-15T08:00:00.000000Z"}}),
+            )
+        });
+        let lease = cluster.controller_manager_lease().await.expect("read").expect("there");
+        assert_eq!(
+            (lease.holder.as_str(), lease.renew_time.map(|t| t.as_second())),
+            ("a", Some(1_800_000_000))
+        );
+        assert!(
+            asked.lock().expect("no panic")[0]
+                .ends_with("/namespaces/kube-system/leases/kube-controller-manager")
+        );
+    }
 }

@@ -39,8 +39,8 @@ pub trait LeaseStore: Send + Sync {
     /// When the store refuses or does not answer. It may have been created.
     fn create(&self, record: Record) -> BoxFuture<'_, Result<Option<Record>, ClusterError>>;
 
-    /// Replaces the Lease of the record's resourceVersion and returns it as it is stored; `None` where it is another one
-    /// now, or gone. What is not in a record stays, the annotations among it.
+    /// Replaces the Lease of the record's resourceVersion and returns it as it is stored; `None` where it is
+    /// another one now, or gone. What is not in a record stays, the annotations among it.
     ///
     /// # Errors
     /// When the store refuses or does not answer. It may have been replaced.
@@ -160,6 +160,7 @@ fn record_of(lease: &Lease) -> Record {
         acquire_time: spec.acquire_time.map(|time| time.0),
         renew_time: spec.renew_time.map(|time| time.0),
         lease_transitions: spec.lease_transitions.unwrap_or_default(),
+        uid: lease.metadata.uid.clone().unwrap_or_default(),
         resource_version: lease.metadata.resource_version.clone().unwrap_or_default(),
         stop: stop.map(|reason| plain(reason, REASON)),
     }
@@ -175,5 +176,97 @@ fn with(spec: LeaseSpec, record: &Record) -> LeaseSpec {
         renew_time: record.renew_time.map(MicroTime),
         lease_transitions: Some(record.lease_transitions),
         ..spec
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::{Request, Response, StatusCode};
+    use http_body_util::BodyExt;
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Asks a server that answers by `answer`, and keeps what was sent.
+    fn lease(
+        answer: impl Fn(&str, &Value) -> (StatusCode, Value) + Send + Sync + 'static,
+    ) -> (ClusterLease, Arc<Mutex<Vec<Value>>>) {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let (kept, answer) = (sent.clone(), Arc::new(answer));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (kept, answer) = (kept.clone(), answer.clone());
+            async move {
+                let method = request.method().to_string();
+                let bytes = request.into_body().collect().await?.to_bytes();
+                let body = serde_json::from_slice(&bytes).unwrap_or_default();
+                let (status, json) = answer(&method, &body);
+                kept.lock().expect("no panic").push(body);
+                let response =
+                    Response::builder().status(status).body(Body::from(json.to_string().into_bytes()));
+                Ok::<_, tower::BoxError>(response.expect("a response"))
+            }
+        });
+        let cluster = Cluster { client: Client::new(service, "default") };
+        (cluster.lease("rollout-guard", "rollout-guard"), sent)
+    }
+
+    fn stored(version: &str) -> Value {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {
+                "name": "rollout-guard", "namespace": "rollout-guard", "uid": "u", "resourceVersion": version,
+                "annotations": {"rollout-guard.io/stop": "incident\n42", "example.org/mine": "x"},
+                "finalizers": ["example.org/keep"],
+            },
+            "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 2,
+                "renewTime": "2027-01-15T08:00:00.000001Z"},
+        })
+    }
+
+    fn refusal(code: u16) -> (StatusCode, Value) {
+        let reason = if code == 404 { "NotFound" } else { "Other" };
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason});
+        (StatusCode::from_u16(code).expect("a status"), status)
+    }
+
+    #[tokio::test]
+    async fn a_replacement_changes_the_spec_alone_and_carries_what_was_read() {
+        let (lease, sent) = lease(|_, _| (StatusCode::OK, stored("7")));
+        let record = lease.read().await.expect("answered").expect("there");
+        assert_eq!((record.holder.as_str(), record.lease_transitions, record.uid.as_str()), ("a", 2, "u"));
+        assert_eq!(record.stop.as_deref(), Some("incident\\n42"), "what people write is on one line");
+        lease.replace(Record { holder: String::new(), ..record }).await.expect("answered").expect("stored");
+        let body = sent.lock().expect("no panic")[1].clone();
+        assert_eq!(body["metadata"], stored("7")["metadata"]);
+        assert_eq!(body["spec"]["holderIdentity"], Value::Null);
+        assert_eq!(body["spec"]["renewTime"], "2027-01-15T08:00:00.000001Z");
+    }
+
+    #[tokio::test]
+    async fn a_replacement_of_what_was_not_read_last_is_a_race_that_is_lost() {
+        let (lease, sent) = lease(|_, _| (StatusCode::OK, stored("7")));
+        let record = lease.read().await.expect("answered").expect("there");
+        let other = Record { resource_version: "6".to_owned(), ..record };
+        assert_eq!(lease.replace(other).await.expect("no call"), None);
+        assert_eq!(sent.lock().expect("no panic").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn conflicts_are_races_that_are_lost_and_refusals_are_errors() {
+        for (code, lost) in [(409, true), (404, true), (403, false)] {
+            let (lease, _) = lease(move |method, _| match method {
+                "GET" => (StatusCode::OK, stored("7")),
+                _ => refusal(code),
+            });
+            let record = lease.read().await.expect("answered").expect("there");
+            let answer = lease.replace(record).await;
+            assert_eq!(answer.as_ref().is_ok_and(Option::is_none), lost, "{code}: {answer:?}");
+        }
+        let (lease, _) = lease(|method, _| refusal(if method == "GET" { 404 } else { 409 }));
+        assert_eq!(lease.read().await.expect("answered"), None);
+        assert_eq!(lease.create(Record::default()).await.expect("answered"), None);
     }
 }

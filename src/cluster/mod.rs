@@ -4,7 +4,9 @@
 //! every call: the client's own retries may take minutes.
 
 pub mod access;
+pub mod announcements;
 pub mod certificates;
+pub mod deployments;
 pub mod health;
 pub mod installation;
 pub mod leases;
@@ -22,7 +24,7 @@ use kube::{
 };
 
 /// The field manager and Event source of everything the guard writes.
-pub const FIELD_MANAGER: &str = "rollout-guard";
+pub use crate::core::restore::FIELD_MANAGER;
 
 /// The longest a single call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

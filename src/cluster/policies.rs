@@ -216,7 +216,7 @@ where
 }
 
 /// Follows a watch for ever and tells what happens in plain values.
-fn events<K: Send + 'static, T: Send + 'static>(
+pub(super) fn events<K: Send + 'static, T: Send + 'static>(
     stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
     convert: impl Fn(K) -> T + Send + 'static,
 ) -> BoxStream<'static, Event<T>> {

@@ -1,7 +1,19 @@
 //! RolloutRecords: as stored, and watched.
 
+use futures::stream::BoxStream;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, ListParams},
+    runtime::watcher,
+};
+use serde_json::Value;
+
+use super::{
+    Cluster, ClusterError, call,
+    policies::{Event, events},
+};
 use crate::{
-    api::record::{RolloutRecordStatus, TargetRef},
+    api::record::{RolloutRecord, RolloutRecordStatus, TargetRef},
     core::key::Key,
 };
 
@@ -25,6 +37,30 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
+    /// Reads a RolloutRecord. What of it cannot be read is empty, and so it is nobody's record.
+    pub fn read(mut record: Value) -> Self {
+        let mut taken = |pointer: &str| record.pointer_mut(pointer).map(Value::take).unwrap_or_default();
+        let target = serde_json::from_value(taken("/spec/targetRef")).unwrap_or_default();
+        let status = serde_json::from_value(taken("/status")).unwrap_or_default();
+        let metadata = &record["metadata"];
+        let text = |field: &str| metadata[field].as_str().unwrap_or_default().to_owned();
+        let owners = metadata["ownerReferences"].as_array();
+        let mut owner_uids = owners
+            .into_iter()
+            .flatten()
+            .filter(|owner| owner["kind"] == "Deployment" && owner["apiVersion"] == "apps/v1")
+            .filter_map(|owner| owner["uid"].as_str());
+        Self {
+            namespace: text("namespace"),
+            name: text("name"),
+            uid: text("uid"),
+            resource_version: text("resourceVersion"),
+            owner_uid: owner_uids.next().unwrap_or_default().to_owned(),
+            target,
+            status,
+        }
+    }
+
     /// Says whether this is the record of the Deployment `key` with this `uid`: by name, target and owner. What a
     /// user planted, or what is of an earlier Deployment of the same name, is not.
     pub fn is_of(&self, key: &Key, uid: &str) -> bool {
@@ -36,6 +72,40 @@ impl StoredRecord {
             && !uid.is_empty()
     }
 }
+
+impl Cluster {
+    /// Watches all RolloutRecords. The list comes in pages, and one that cannot be read does not end the watch.
+    pub fn watch_records(&self) -> BoxStream<'static, Event<StoredRecord>> {
+        let resource = ApiResource::erase::<RolloutRecord>(&());
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+        events(watcher(api, watcher::Config::default()), |object| {
+            StoredRecord::read(serde_json::to_value(object).unwrap_or_default())
+        })
+    }
+
+    /// Lists all RolloutRecords, in pages.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn list_records(&self) -> Result<Vec<StoredRecord>, ClusterError> {
+        let resource = ApiResource::erase::<RolloutRecord>(&());
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+        let mut records = Vec::new();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = call("list rolloutrecords", api.list(&params)).await?;
+            let read = |object| StoredRecord::read(serde_json::to_value(object).unwrap_or_default());
+            records.extend(page.items.into_iter().map(read));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(records),
+            }
+        }
+    }
+}
+
+/// How many records are asked for in one call.
+const PAGE: u32 = 500;
 
 /// The most characters of an object's name.
 const LONGEST_NAME: usize = 253;
@@ -62,6 +132,26 @@ mod tests {
         let (a, b) = (name(&format!("{}a", "x".repeat(252))), name(&format!("{}b", "x".repeat(252))));
         assert_eq!((a.len(), b.len()), (253, 253));
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_empty_and_no_error() {
+        let read = |status: serde_json::Value, target: serde_json::Value| {
+            let object = serde_json::json!({
+                "apiVersion": "rollout-guard.io/v1alpha1", "kind": "RolloutRecord",
+                "metadata": {"namespace": "shop", "name": "deployment-web", "uid": "r", "resourceVersion": "5",
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "u"}]},
+                "spec": {"targetRef": target}, "status": status,
+            });
+            StoredRecord::read(object)
+        };
+        let target = serde_json::json!({"name": "web", "uid": "u", "newer": true});
+        let record = read(serde_json::json!({"phase": "Complete", "newer": 1}), target.clone());
+        assert!(record.is_of(&Key::new("shop", "web"), "u"));
+        assert_eq!(record.status.phase, Some(crate::api::record::RecordPhase::Complete));
+        let odd = read(serde_json::json!({"phase": "Elsewhere"}), target);
+        assert_eq!(odd.status, RolloutRecordStatus::default());
+        assert!(!read(serde_json::Value::Null, serde_json::json!(5)).is_of(&Key::new("shop", "web"), "u"));
     }
 
     #[test]

@@ -11,19 +11,22 @@ use serde_json::json;
 
 use super::Output;
 use crate::{
-    api::policy::RolloutPolicySpec,
+    api::{policy::RolloutPolicySpec, record::RolloutRecord},
     cluster::{
         ClusterError,
         access::{Access, User},
+        announcements::Announcements,
+        records::StoredRecord,
     },
     core::{
+        key::Key,
         message::DOCS,
         policy::{Labels, PolicySet, compile},
     },
     telemetry::Metrics,
     webhook::{
         judge::{Judge, Outcome},
-        review,
+        review::{self, Request},
     },
     world::World,
 };
@@ -35,6 +38,7 @@ use crate::{
 #[command(after_help = "Examples:
   rollout-guard judge -f review.json
   rollout-guard judge -f review.json --policy policy.yaml --at 2026-11-21T12:00:00Z
+  kubectl -n shop get rolloutrecord deployment-web -o yaml | rollout-guard judge -f review.json --record -
   kubectl get --raw /audit | rollout-guard judge -f - -o json")]
 pub struct JudgeArgs {
     /// The AdmissionReview (admission.k8s.io/v1) as JSON; - reads standard input.
@@ -44,6 +48,10 @@ pub struct JudgeArgs {
     /// RolloutPolicies as YAML, several in one file or by several flags. Without any: one with all defaults.
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
+
+    /// The RolloutRecord of the review's Deployment as YAML or JSON: what is known to be good or bad. Without it: nothing.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 
     /// Labels of the review's namespace, as key=value, for policies with a namespaceSelector.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
@@ -71,21 +79,39 @@ impl Access for Granted {
     }
 }
 
+/// Offline nothing is written.
+impl Announcements for Granted {
+    fn retract<'a>(&'a self, _: &'a Key, _: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        futures::future::ready(Ok(())).boxed()
+    }
+}
+
 impl JudgeArgs {
     /// Judges and prints.
     ///
     /// # Errors
-    /// When the review or a policy cannot be read.
+    /// When the review, a policy or the record cannot be read, or the record is of another Deployment.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let stdin = |path: &PathBuf| path.as_os_str() == "-";
+        if self.policy.iter().chain(&self.record).chain([&self.filename]).filter(|path| stdin(path)).count()
+            > 1
+        {
+            bail!("standard input can be read once: want - for one file only");
+        }
         let body = read(&self.filename)?;
         let request = review::parse(&body).with_context(|| self.filename.display().to_string())?;
         // The installation's own namespace is not known offline; the system's are.
         let world = World::new("");
         world.set_policies(self.policies()?);
         world.set_namespace(&request.namespace.0, Some(self.labels(&request.namespace.0)?));
+        if let Some(path) = &self.record {
+            let record = record(&read(path)?, &request).with_context(|| path.display().to_string())?;
+            world.learn_record(&record);
+        }
         let judge = Judge {
             world,
             access: Arc::new(Granted(self.may_override)),
+            announcements: Arc::new(Granted(false)),
             metrics: Metrics::default(),
             docs: DOCS.into(),
         };
@@ -173,6 +199,31 @@ impl JudgeArgs {
         }
         Ok(labels)
     }
+}
+
+/// Reads the record of the Deployment that `request` is about.
+fn record(text: &[u8], request: &Request<'_>) -> anyhow::Result<StoredRecord> {
+    let text = str::from_utf8(text).context("not UTF-8")?;
+    let value: serde_json::Value = serde_yaml_ng::from_str(text)?;
+    let kind = value["kind"].as_str().unwrap_or_default();
+    if kind != "RolloutRecord" {
+        bail!("want kind RolloutRecord, got {kind:?}");
+    }
+    // The guard takes what it cannot read for nothing; a person wants to know.
+    let _: RolloutRecord = serde_json::from_value(value.clone()).context("not a RolloutRecord")?;
+    let record = StoredRecord::read(value);
+    let key = Key::new(&*request.namespace.0, &*request.name.0);
+    let uid = request.old_object().map(|old| old.uid()).unwrap_or_default();
+    if !record.is_of(&key, uid) {
+        let StoredRecord { namespace, target, owner_uid, .. } = &record;
+        let owner = if owner_uid.is_empty() { "nothing".to_owned() } else { format!("uid {owner_uid}") };
+        bail!(
+            "is the record of {namespace}/{} with uid {}, owned by {owner}; the review is about {key} with uid {uid}",
+            target.name,
+            target.uid,
+        );
+    }
+    Ok(record)
 }
 
 /// Of the metadata only the name is read; all of the spec is.

@@ -4,6 +4,8 @@ pub mod certs;
 pub mod check;
 pub mod completion;
 pub mod judge;
+pub mod run;
+pub mod watcher;
 pub mod webhook;
 
 use std::path::PathBuf;

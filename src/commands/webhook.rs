@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{net::TcpListener, task::JoinSet};
 
+use super::watcher::WatchArgs;
 use crate::{
     admin::{self, Admin, Readiness},
     api::duration::Duration,
@@ -15,13 +16,14 @@ use crate::{
     shutdown::{self, Shutdown},
     telemetry::{self, Metrics},
     tls::{self, ServedCertificate},
+    watcher,
     webhook::{
         certificates,
         judge::Judge,
         router::{self, Capacity},
         server::{self, Limits},
     },
-    world::{World, policies},
+    world::{World, policies, records},
 };
 
 /// Where the served certificate comes from.
@@ -52,6 +54,16 @@ pub struct WebhookArgs {
     /// The guard's own namespace.
     #[arg(long, env = "POD_NAMESPACE", default_value = "rollout-guard", value_name = "NAME")]
     namespace: String,
+
+    /// The ServiceAccount that the guard runs as: what it writes itself is known by it. Empty: nothing is.
+    #[arg(
+        long,
+        env = "POD_SERVICE_ACCOUNT",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    service_account: String,
 
     /// The Service that the webhook configurations name.
     #[arg(long, env = "ROLLOUT_GUARD_SERVICE", default_value = "rollout-guard", value_name = "NAME")]
@@ -142,6 +154,14 @@ impl WebhookArgs {
     /// # Errors
     /// When a port cannot be bound, no API server is configured, or the client CA cannot be used.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
+        self.serve(None).await
+    }
+
+    /// Serves until a signal, then drains; follows rollouts as well where `watch` says how.
+    ///
+    /// # Errors
+    /// As those of [`WebhookArgs::run`].
+    pub async fn serve(self, watch: Option<&WatchArgs>) -> anyhow::Result<ExitCode> {
         telemetry::log_panics();
         let (trigger, shutdown) = Shutdown::new();
         shutdown::on_signals(trigger).context("cannot install signal handlers")?;
@@ -164,7 +184,7 @@ impl WebhookArgs {
         );
 
         let serving = readiness.require("serving");
-        let world = World::new(&self.namespace);
+        let world = World::running_as(&self.namespace, &self.service_account);
         // What keeps something up to date, and the plain port: both go on until the drain is over.
         let (stop_rest, rest) = Shutdown::new();
         let mut keepers = JoinSet::new();
@@ -195,12 +215,29 @@ impl WebhookArgs {
             metrics.clone(),
             rest.clone(),
         ));
+        keepers.spawn(records::keep(
+            cluster.clone(),
+            world.clone(),
+            readiness.require("records"),
+            rest.clone(),
+        ));
+        if let Some(watch) = watch {
+            let (cluster, world, drained) = (cluster.clone(), world.clone(), rest.clone());
+            let (settings, readiness) = (watch.settings(&self.namespace), readiness.clone());
+            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
+            keepers.spawn(async move {
+                // What drains leads no more: another replica takes over at once.
+                watcher::run(cluster, world, settings, readiness, metrics, shutdown).await;
+                drained.started().await;
+            });
+        }
         let admin = Admin::new(readiness, metrics.registry(), Some(served));
         let admin = tokio::spawn(admin::serve(admin_listener, admin, rest));
 
         let judge = Judge {
             world,
-            access: Arc::new(cluster),
+            access: Arc::new(cluster.clone()),
+            announcements: Arc::new(cluster),
             metrics: metrics.clone(),
             docs: self.docs_url.as_str().into(),
         };

@@ -11,11 +11,12 @@
 //! | 7 | phase Unobserved, Failed or Progressing | as the policy says |
 //! | 8 | else | allow |
 //!
-//! Rows 2, 4 and 5 need the ledger that the watcher keeps; their places are marked in [`decide`].
+//! Rows 2, 4 and 5 go by the ledger that the watcher keeps. It is asked only for a new template, as that must be hashed.
 
 use jiff::Timestamp;
 
 use super::{
+    ledger::{Bad, Recorded},
     policy::{OpenFreeze, Policy},
     rollout::{Phase, Snapshot, classify},
 };
@@ -37,6 +38,8 @@ pub struct Change<'a> {
     pub template_changed: bool,
     /// Whether nothing will be written.
     pub dry_run: bool,
+    /// Whether the guard itself writes it.
+    pub by_guard: bool,
 }
 
 /// Why an update is let through.
@@ -50,8 +53,12 @@ pub enum Allowed {
     SameGeneration,
     /// Row 1: the Deployment is being deleted.
     Deleting,
+    /// Row 2: the guard puts a template back that it has recorded.
+    OwnRollback,
     /// Row 3: the pod template stays.
     SameTemplate,
+    /// Row 5: the new template was good.
+    KnownGood,
     /// Row 7: the rollout is paused, so that nothing starts.
     Paused,
     /// Row 7: the policy allows it in this phase.
@@ -68,7 +75,9 @@ impl Allowed {
             Self::Off => "off",
             Self::SameGeneration => "same-generation",
             Self::Deleting => "deleting",
+            Self::OwnRollback => "own-rollback",
             Self::SameTemplate => "same-template",
+            Self::KnownGood => "known-good",
             Self::Paused => "paused",
             Self::PolicyAllows => "policy-allows",
             Self::Settled => "settled",
@@ -85,7 +94,7 @@ pub enum Reason {
     Failed,
     /// RG003: the current generation is rolling out.
     Progressing,
-    /// RG004: the template was rolled back from. Given by the watcher's ledger.
+    /// RG004: the template was rolled back from.
     Quarantined,
     /// RG005: a freeze is open.
     Frozen,
@@ -136,6 +145,14 @@ pub struct Refusal<'a> {
     pub refused: Refused,
     /// The freeze that is open, where that is the reason.
     pub freeze: Option<OpenFreeze<'a>>,
+    /// What is recorded of the new template, where it was rolled back from.
+    pub bad: Option<Bad<'a>>,
+}
+
+impl<'a> Refusal<'a> {
+    const fn new(reason: Reason, refused: Refused) -> Self {
+        Self { reason, refused, freeze: None, bad: None }
+    }
 }
 
 /// What is decided about an update.
@@ -147,8 +164,14 @@ pub enum Verdict<'a> {
     Refuse(Refusal<'a>),
 }
 
-/// Decides by the table. `policy` is the effective one, if any.
-pub fn decide<'a>(change: &Change<'_>, policy: Option<&'a Policy>, now: Timestamp) -> Verdict<'a> {
+/// Decides by the table. `policy` is the effective one, if any; `recorded` says what the ledger knows of the new
+/// template, and is asked only where that decides.
+pub fn decide<'a>(
+    change: &Change<'_>,
+    policy: Option<&'a Policy>,
+    recorded: impl FnOnce() -> Recorded<'a>,
+    now: Timestamp,
+) -> Verdict<'a> {
     let Some(policy) = policy else { return Verdict::Allow(Allowed::NotGuarded) };
     if policy.mode == Mode::Off {
         return Verdict::Allow(Allowed::Off);
@@ -161,19 +184,31 @@ pub fn decide<'a>(change: &Change<'_>, policy: Option<&'a Policy>, now: Timestam
     if phase == Phase::Deleting {
         return Verdict::Allow(Allowed::Deleting);
     }
-    // Row 2: the ledger's; the guard's own way back.
-    // Row 3.
+    // Row 3, before row 2: it lets through as well, and asks nothing.
     if !change.template_changed {
         return Verdict::Allow(Allowed::SameTemplate);
     }
-    // Rows 4 and 5: the ledger's; a Bad template is quarantined, a Good one always goes through.
+    let recorded = recorded();
+    // Row 2.
+    if change.by_guard && recorded != Recorded::Nothing {
+        return Verdict::Allow(Allowed::OwnRollback);
+    }
+    match recorded {
+        // Row 4. Where the policy allows it, a Bad template is one like any other.
+        Recorded::Bad(bad) if bad.holds_at(now) => {
+            if let Some(refused) = carry_out(policy.admission.quarantined, change, policy, now) {
+                let refusal = Refusal::new(Reason::Quarantined, refused);
+                return Verdict::Refuse(Refusal { bad: Some(bad), ..refusal });
+            }
+        }
+        // Row 5.
+        Recorded::Good => return Verdict::Allow(Allowed::KnownGood),
+        Recorded::Bad(_) | Recorded::PutBack | Recorded::Nothing => {}
+    }
     // Row 6.
     if let Some(freeze) = policy.open_freeze(now) {
-        return Verdict::Refuse(Refusal {
-            reason: Reason::Frozen,
-            refused: Refused::Deny,
-            freeze: Some(freeze),
-        });
+        let refusal = Refusal::new(Reason::Frozen, Refused::Deny);
+        return Verdict::Refuse(Refusal { freeze: Some(freeze), ..refusal });
     }
     // Row 7. A paused Deployment may be edited, observed or not: nothing starts before it is resumed.
     if change.old.paused {
@@ -186,16 +221,23 @@ pub fn decide<'a>(change: &Change<'_>, policy: Option<&'a Policy>, now: Timestam
         // Row 8.
         Phase::Complete | Phase::Paused | Phase::Deleting => return Verdict::Allow(Allowed::Settled),
     };
-    let refused = match action {
-        Action::Allow => return Verdict::Allow(Allowed::PolicyAllows),
+    match carry_out(action, change, policy, now) {
+        Some(refused) => Verdict::Refuse(Refusal::new(reason, refused)),
+        None => Verdict::Allow(Allowed::PolicyAllows),
+    }
+}
+
+/// Says how `action` refuses `change`; none where it does not.
+fn carry_out(action: Action, change: &Change<'_>, policy: &Policy, now: Timestamp) -> Option<Refused> {
+    match action {
+        Action::Allow => None,
         // Whoever asks by dry run first (Flux) would sit in the queue with the fix behind the bad push.
-        Action::Wait if change.dry_run => Refused::Deny,
-        Action::Wait => Refused::Wait {
+        Action::Wait if change.dry_run => Some(Refused::Deny),
+        Action::Wait => Some(Refused::Wait {
             retry_after_seconds: retry_after(&change.old, policy.admission.max_wait_seconds, now),
-        },
-        Action::Deny => Refused::Deny,
-    };
-    Verdict::Refuse(Refusal { reason, refused, freeze: None })
+        }),
+        Action::Deny => Some(Refused::Deny),
+    }
 }
 
 /// Seconds until a client should ask again: as many as the generation is old, from 1 to `max`. Ten of them, as
@@ -237,6 +279,7 @@ mod tests {
             new_generation: 8,
             template_changed: true,
             dry_run: false,
+            by_guard: false,
         }
     }
 
@@ -258,7 +301,11 @@ mod tests {
     }
 
     fn refusal(reason: Reason, refused: Refused) -> Verdict<'static> {
-        Verdict::Refuse(Refusal { reason, refused, freeze: None })
+        Verdict::Refuse(Refusal::new(reason, refused))
+    }
+
+    fn nothing<'a>() -> Recorded<'a> {
+        Recorded::Nothing
     }
 
     #[test]
@@ -294,7 +341,7 @@ mod tests {
                 "6 frozen",
                 complete(),
                 &frozen,
-                Verdict::Refuse(Refusal { reason: Reason::Frozen, refused: Refused::Deny, freeze: open() }),
+                Verdict::Refuse(Refusal { freeze: open(), ..Refusal::new(Reason::Frozen, Refused::Deny) }),
             ),
             ("7 unobserved", unobserved(), &default, refusal(Reason::Unobserved, wait(1))),
             ("7 failed", failed(), &default, refusal(Reason::Failed, Refused::Deny)),
@@ -319,20 +366,102 @@ mod tests {
             ("8 settled", complete(), &default, Verdict::Allow(Allowed::Settled)),
         ];
         for (row, change, policy, expected) in cases {
-            assert_eq!(decide(&change, Some(policy), now()), expected, "row {row}");
+            assert_eq!(decide(&change, Some(policy), nothing, now()), expected, "row {row}");
         }
-        assert_eq!(decide(&failed(), None, now()), Verdict::Allow(Allowed::NotGuarded));
+        assert_eq!(decide(&failed(), None, nothing, now()), Verdict::Allow(Allowed::NotGuarded));
         assert_eq!(
-            decide(&failed(), Some(&policy(json!({"mode": "Off"}))), now()),
+            decide(&failed(), Some(&policy(json!({"mode": "Off"}))), nothing, now()),
             Verdict::Allow(Allowed::Off)
         );
+    }
+
+    fn bad() -> Bad<'static> {
+        Bad {
+            since: Some(now()),
+            until: Timestamp::from_second(now().as_second() + 60).ok(),
+            ..Bad::default()
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_ledger() {
+        let default = policy(json!({}));
+        let frozen =
+            policy(json!({"freezes": [{"name": "now", "schedule": "0 0 * * *", "duration": "24h"}]}));
+        let quarantined = |action: &str| policy(json!({"admission": {"quarantined": action}}));
+        let (waiting, lax) = (quarantined("Wait"), quarantined("Allow"));
+        let of_guard = |change: Change<'static>| Change { by_guard: true, ..change };
+        let dry = |change: Change<'static>| Change { dry_run: true, ..change };
+        let allow = |why| Verdict::Allow(why);
+        let refuse = |refused| {
+            Verdict::Refuse(Refusal { bad: Some(bad()), ..Refusal::new(Reason::Quarantined, refused) })
+        };
+        let wait = Refused::Wait { retry_after_seconds: 1 };
+        let held = Recorded::Bad(bad());
+        let expired = Recorded::Bad(Bad { until: Some(now()), ..bad() });
+        let for_ever = Bad { until: None, ..bad() };
+        let cases = [
+            ("2 good", of_guard(failed()), &frozen, Recorded::Good, allow(Allowed::OwnRollback)),
+            ("2 put back", of_guard(unobserved()), &frozen, Recorded::PutBack, allow(Allowed::OwnRollback)),
+            (
+                "2 not recorded",
+                of_guard(failed()),
+                &default,
+                nothing(),
+                refusal(Reason::Failed, Refused::Deny),
+            ),
+            (
+                "2 not the guard",
+                failed(),
+                &default,
+                Recorded::PutBack,
+                refusal(Reason::Failed, Refused::Deny),
+            ),
+            ("4 bad", complete(), &default, held, refuse(Refused::Deny)),
+            ("4 bad, dry run", dry(complete()), &waiting, held, refuse(Refused::Deny)),
+            ("4 bad, waiting", complete(), &waiting, held, refuse(wait)),
+            ("4 bad, allowed", complete(), &lax, held, allow(Allowed::Settled)),
+            ("4 bad, allowed, over failed", failed(), &lax, held, refusal(Reason::Failed, Refused::Deny)),
+            ("4 bad, before a freeze", complete(), &frozen, held, refuse(Refused::Deny)),
+            ("4 expired", complete(), &default, expired, allow(Allowed::Settled)),
+            ("4 expired, over failed", failed(), &default, expired, refusal(Reason::Failed, Refused::Deny)),
+            (
+                "4 for ever",
+                complete(),
+                &default,
+                Recorded::Bad(for_ever),
+                Verdict::Refuse(Refusal {
+                    bad: Some(for_ever),
+                    ..Refusal::new(Reason::Quarantined, Refused::Deny)
+                }),
+            ),
+            ("5 good, over failed", failed(), &default, Recorded::Good, allow(Allowed::KnownGood)),
+            ("5 good, over unobserved", unobserved(), &default, Recorded::Good, allow(Allowed::KnownGood)),
+            ("5 good, in a freeze", complete(), &frozen, Recorded::Good, allow(Allowed::KnownGood)),
+        ];
+        for (row, change, policy, recorded, expected) in cases {
+            assert_eq!(decide(&change, Some(policy), || recorded, now()), expected, "row {row}");
+        }
+    }
+
+    #[test]
+    fn the_ledger_is_asked_only_where_it_decides() {
+        fn never<'a>() -> Recorded<'a> {
+            panic!("the template would be hashed for nothing")
+        }
+        let (default, off) = (policy(json!({})), policy(json!({"mode": "Off"})));
+        decide(&Change { new_generation: 7, ..failed() }, Some(&default), never, now());
+        decide(&Change { template_changed: false, ..failed() }, Some(&default), never, now());
+        decide(&with(Snapshot { deleting: true, ..failed().old }), Some(&default), never, now());
+        decide(&failed(), Some(&off), never, now());
+        decide(&failed(), None, never, now());
     }
 
     #[test]
     fn fault_53_a_dry_run_is_never_told_to_wait() {
         let dry_run = Change { dry_run: true, ..unobserved() };
         assert_eq!(
-            decide(&dry_run, Some(&policy(json!({}))), now()),
+            decide(&dry_run, Some(&policy(json!({}))), nothing, now()),
             refusal(Reason::Unobserved, Refused::Deny)
         );
     }
@@ -344,7 +473,7 @@ mod tests {
             let change = with(Snapshot { written_at, ..unobserved().old });
             let wait = Refused::Wait { retry_after_seconds: expected };
             assert_eq!(
-                decide(&change, Some(&policy(json!({}))), now()),
+                decide(&change, Some(&policy(json!({}))), nothing, now()),
                 refusal(Reason::Unobserved, wait),
                 "age {age}"
             );

@@ -1,13 +1,14 @@
 //! When the watcher may not roll back at all, and how many rollbacks it may start: pure.
 //!
-//! Many Deployments that break at once, nodes that go, or a controller manager that is away point at the cluster, not at a
-//! revision. Then the breaker is open and no rollback starts. It closes by itself when what opened it has passed.
+//! Many Deployments that break at once, nodes that go, or a controller manager that is away point at the
+//! cluster, not at a revision. Then the breaker is open and no rollback starts. It closes by itself when what
+//! opened it has passed.
 //!
-//! A Deployment counts as stuck once, from when it became stuck, for [`Limits::stuck_within`], unless it is forgotten before:
-//! because it is healthy again, is gone, or was given another generation. One that a rollback brought back does
-//! not count either, as it has proven that the cluster can run it. So the breaker opens by a burst, and closes when the burst
-//! heals or is older than the window. What is stuck for longer than that is old news, and the caps hold what
-//! starts then to a trickle.
+//! A Deployment counts as stuck once, from when it became stuck, for [`Limits::stuck_within`], unless it is
+//! forgotten before: because it is healthy again, is gone, or was given another generation. One that a rollback
+//! brought back does not count either, as it has proven that the cluster can run it. So the breaker opens by a
+//! burst, and closes when the burst heals or is older than the window. What is stuck for longer than that is
+//! old news, and the caps hold what starts then to a trickle.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -241,7 +242,8 @@ impl<K: Ord + Clone> Breaker<K> {
         Some(after(*since.get(leaves)?, self.window()))
     }
 
-    /// Takes a slot for a rollback of `key`, or says why it may not start. The slot is held until [`Breaker::finish`].
+    /// Takes a slot for a rollback of `key`, or says why it may not start. The slot is held until
+    /// [`Breaker::finish`].
     ///
     /// # Errors
     /// The breaker is open, or a cap is reached.
@@ -333,8 +335,7 @@ impl<K: Ord + Clone> Breaker<K> {
         SignedDuration::try_from(self.limits.stuck_within).unwrap_or(SignedDuration::MAX)
     }
 
-    /// Forgets what was started an hour ago or before. Nothing is remembered of the future: a clock that is set
-    /// back makes what it wrote count from now.
+    /// Forgets what was started an hour ago or before.
     fn drop_old(&mut self, now: Timestamp) {
         while self.started.front().is_some_and(|at| now.duration_since(*at) >= HOUR) {
             self.started.pop_front();
@@ -355,4 +356,313 @@ fn reached(count: usize, cap: u32) -> bool {
 /// The end of time where it would lie beyond.
 fn after(time: Timestamp, duration: SignedDuration) -> Timestamp {
     time.checked_add(duration).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("in range")
+    }
+
+    const WELL: Health =
+        Health { controller_manager: ControllerManager::Alive, nodes: NodeCount { ready: 3, total: 3 } };
+
+    /// A breaker of a cluster that is well now.
+    fn breaker(guarded: u32) -> Breaker<u32> {
+        let mut breaker = Breaker::new(Limits::default());
+        breaker.health(WELL, at(0));
+        breaker.guarded(guarded);
+        breaker
+    }
+
+    fn well_at(breaker: &mut Breaker<u32>, second: i64) -> Timestamp {
+        breaker.health(WELL, at(second));
+        at(second)
+    }
+
+    #[test]
+    fn it_is_open_until_health_is_read_and_when_it_was_not_read_for_half_a_minute() {
+        let mut breaker = Breaker::<u32>::new(Limits::default());
+        assert_eq!(breaker.open(at(0)), Some(Why::Unknown));
+        breaker.health(WELL, at(0));
+        assert_eq!(breaker.open(at(29)), None);
+        assert_eq!(breaker.open(at(30)), Some(Why::Unknown));
+        breaker.health(WELL, at(31));
+        assert_eq!(breaker.open(at(31)), None);
+    }
+
+    #[test]
+    fn fault_36_a_cluster_without_nodes_was_not_read_rightly() {
+        let mut breaker = breaker(10);
+        breaker.health(Health { nodes: NodeCount { ready: 0, total: 0 }, ..WELL }, at(0));
+        assert_eq!(breaker.open(at(0)), Some(Why::Unknown));
+    }
+
+    #[test]
+    fn fault_37_it_is_open_while_the_controller_manager_is_away() {
+        let mut breaker = breaker(10);
+        for (controller_manager, why) in [
+            (ControllerManager::Stale, Some(Why::ControllerManager)),
+            (ControllerManager::Unsettled, Some(Why::Unknown)),
+            (ControllerManager::Untold, None),
+            (ControllerManager::Alive, None),
+        ] {
+            breaker.health(Health { controller_manager, ..WELL }, at(0));
+            assert_eq!(breaker.open(at(0)), why, "{controller_manager:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_open_when_fewer_than_51_percent_of_the_nodes_are_ready() {
+        let mut breaker = breaker(10);
+        for (ready, total, open) in
+            [(1, 1, false), (0, 1, true), (1, 2, true), (2, 3, false), (50, 100, true), (51, 100, false)]
+        {
+            breaker.health(Health { nodes: NodeCount { ready, total }, ..WELL }, at(0));
+            assert_eq!(breaker.open(at(0)), open.then_some(Why::Nodes { ready, total }));
+        }
+    }
+
+    #[test]
+    fn in_a_small_cluster_one_or_two_bad_pushes_do_not_open_it() {
+        for (guarded, bad, open) in [(3, 1, false), (4, 2, false), (4, 3, true), (3, 3, true), (0, 3, true)] {
+            let mut breaker = breaker(guarded);
+            (0..bad).for_each(|key| breaker.stuck(key, at(0), at(0)));
+            let why = Why::ManyStuck { stuck: bad, guarded, limit: 3 };
+            assert_eq!(breaker.open(at(1)), open.then_some(why), "{bad} of {guarded}");
+        }
+    }
+
+    #[test]
+    fn in_a_large_cluster_a_tenth_opens_it() {
+        let mut breaker = breaker(95);
+        (0..9).for_each(|key| breaker.stuck(key, at(0), at(0)));
+        assert_eq!(breaker.open(at(1)), None);
+        breaker.stuck(9, at(1), at(1));
+        assert_eq!(breaker.open(at(1)), Some(Why::ManyStuck { stuck: 10, guarded: 95, limit: 10 }));
+    }
+
+    #[test]
+    fn fault_38_half_of_all_stuck_opens_it_and_it_closes_when_they_heal() {
+        let mut breaker = breaker(40);
+        (0..20).for_each(|key| breaker.stuck(key, at(0), at(0)));
+        assert!(matches!(breaker.start("shop", 1, at(1)), Err(Busy::Open(Why::ManyStuck { .. }))));
+        (0..16).for_each(|key| breaker.forget(&key));
+        assert!(breaker.open(at(2)).is_some(), "four are left");
+        breaker.forget(&16);
+        assert_eq!(breaker.open(at(2)), None);
+    }
+
+    #[test]
+    fn it_closes_when_the_burst_is_older_than_the_window_though_nothing_healed() {
+        let mut breaker = breaker(4);
+        for key in 0..4 {
+            breaker.stuck(key, at(i64::from(key) * 60), at(200));
+        }
+        // The second one leaves the window at 660 s, two are left then.
+        assert_eq!(breaker.closes_at(at(200)), Some(at(660)));
+        let now = well_at(&mut breaker, 659);
+        assert!(breaker.open(now).is_some());
+        let now = well_at(&mut breaker, 660);
+        assert_eq!((breaker.open(now), breaker.closes_at(now)), (None, None));
+    }
+
+    #[test]
+    fn what_is_told_again_does_not_become_stuck_again() {
+        let mut breaker = breaker(4);
+        for second in 0..700 {
+            let now = well_at(&mut breaker, second);
+            (0..4).for_each(|key| breaker.stuck(key, now, now));
+            assert_eq!(breaker.open(now).is_some(), second < 600, "{second}");
+        }
+        (0..4).for_each(|key| breaker.forget(&key));
+        let now = well_at(&mut breaker, 700);
+        (0..4).for_each(|key| breaker.stuck(key, now, now));
+        assert!(breaker.open(now).is_some(), "this is another time");
+    }
+
+    #[test]
+    fn what_was_stuck_long_before_a_new_leader_looks_is_no_burst() {
+        let mut breaker = breaker(10);
+        (0..8).for_each(|key| breaker.stuck(key, at(-3600), at(0)));
+        assert_eq!(breaker.open(at(0)), None);
+    }
+
+    #[test]
+    fn a_slot_is_given_back_by_its_end() {
+        let mut breaker = breaker(10);
+        assert_eq!(breaker.start("shop", 1, at(0)), Ok(()));
+        assert_eq!(breaker.start("shop", 1, at(0)), Err(Busy::Deployment));
+        assert_eq!(breaker.start("shop", 2, at(0)), Err(Busy::Namespace));
+        assert_eq!(breaker.start("bank", 3, at(0)), Ok(()));
+        assert_eq!(breaker.start("mail", 4, at(0)), Ok(()));
+        assert_eq!(breaker.start("news", 5, at(0)), Err(Busy::Cluster));
+        breaker.finish(&1);
+        assert_eq!(breaker.start("shop", 2, at(0)), Ok(()));
+    }
+
+    #[test]
+    fn the_eleventh_of_an_hour_waits_until_the_first_is_an_hour_ago() {
+        let mut breaker = breaker(10);
+        for n in 0..10 {
+            let now = well_at(&mut breaker, i64::from(n) * 60);
+            assert_eq!(breaker.start("shop", n, now), Ok(()));
+            breaker.finish(&n);
+        }
+        let now = well_at(&mut breaker, 3599);
+        assert_eq!(breaker.start("shop", 10, now), Err(Busy::Hour { until: at(3600) }));
+        let now = well_at(&mut breaker, 3600);
+        assert_eq!(breaker.start("shop", 10, now), Ok(()));
+        breaker.finish(&10);
+        assert_eq!(breaker.start("shop", 11, now), Err(Busy::Hour { until: at(3660) }));
+    }
+
+    #[test]
+    fn one_that_wrote_nothing_is_not_counted() {
+        let mut breaker = breaker(10);
+        for n in 0..30 {
+            assert_eq!(breaker.start("shop", n, at(0)), Ok(()));
+            breaker.withdraw(&n);
+        }
+    }
+
+    #[test]
+    fn a_new_leader_takes_the_caps_from_the_records() {
+        let started = |key, namespace: &str, second, in_progress| Started {
+            namespace: namespace.to_owned(),
+            key,
+            at: at(second),
+            in_progress,
+        };
+        let mut breaker = breaker(10);
+        assert_eq!(breaker.start("old", 99, at(0)), Ok(()));
+        let mut records = vec![started(0, "shop", -30, true), started(1, "bank", -7200, true)];
+        // One by a clock that is ahead.
+        records.extend((2..10).map(|key| started(key, "mail", 900, false)));
+        breaker.restore_from(records, at(0));
+        assert!(breaker.holds(&0) && breaker.holds(&1) && !breaker.holds(&99));
+        assert_eq!(breaker.in_progress(), 2);
+        assert_eq!(breaker.start("bank", 20, at(0)), Err(Busy::Namespace));
+        assert_eq!(breaker.start("news", 21, at(0)), Ok(()), "nine within the hour before");
+        breaker.finish(&21);
+        assert_eq!(breaker.start("news", 22, at(0)), Err(Busy::Hour { until: at(3570) }));
+    }
+
+    #[test]
+    fn the_words_are_plain_and_the_same_each_time() {
+        let words = [
+            Why::Unknown.to_string(),
+            Why::ControllerManager.to_string(),
+            Why::Nodes { ready: 1, total: 3 }.to_string(),
+            Busy::Open(Why::ManyStuck { stuck: 20, guarded: 40, limit: 4 }).to_string(),
+            Busy::Hour { until: at(0) }.to_string(),
+        ];
+        assert_eq!(
+            words,
+            [
+                "the health of the cluster is not known",
+                "kube-controller-manager does not renew its lease",
+                "only 1 of 3 nodes are ready",
+                "the breaker is open: 20 of 40 guarded Deployments became stuck at once (the breaker opens at 4)",
+                "as many rollbacks as allowed were started within the last hour; the next may start at \
+                 2027-01-15T08:00:00Z",
+            ]
+        );
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Pass(i64),
+        Start(u32),
+        Finish(u32),
+        Stuck(u32),
+        Forget(u32),
+        NodesReady(u32),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let key = 0..12_u32;
+        prop_oneof![
+            2 => (-5..900_i64).prop_map(Act::Pass),
+            4 => key.clone().prop_map(Act::Start),
+            3 => key.clone().prop_map(Act::Finish),
+            1 => key.clone().prop_map(Act::Stuck),
+            1 => key.prop_map(Act::Forget),
+            1 => (1..4_u32).prop_map(Act::NodesReady),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_caps_hold_whatever_happens(
+            acts in prop::collection::vec(act(), 1..200),
+            caps in (0..3_u32, 0..5_u32, 0..8_u32),
+        ) {
+            let (per_namespace, per_cluster, per_hour) = caps;
+            let limits = Limits { per_namespace, per_cluster, per_hour, ..Limits::default() };
+            let mut breaker = Breaker::new(limits);
+            let (mut second, mut health, mut started, mut running) = (0, WELL, Vec::new(), Vec::new());
+            for act in acts {
+                breaker.health(health, at(second));
+                match act {
+                    Act::Pass(seconds) => second += seconds,
+                    Act::Start(key) => {
+                        let open = breaker.open(at(second));
+                        let answer = breaker.start(&(key % 3).to_string(), key, at(second));
+                        if let Err(Busy::Hour { until }) = &answer {
+                            prop_assert!(*until > at(second));
+                        }
+                        if answer.is_ok() {
+                            prop_assert_eq!(open, None);
+                            started.push(second);
+                            running.push(key);
+                        }
+                    }
+                    Act::Finish(key) => {
+                        breaker.finish(&key);
+                        running.retain(|other| *other != key);
+                    }
+                    Act::Stuck(key) => breaker.stuck(key, at(second), at(second)),
+                    Act::Forget(key) => breaker.forget(&key),
+                    Act::NodesReady(ready) => health.nodes.ready = ready,
+                }
+                prop_assert!(running.len() <= per_cluster as usize);
+                for namespace in 0..3 {
+                    let here = running.iter().filter(|key| *key % 3 == namespace).count();
+                    prop_assert!(here <= per_namespace as usize);
+                }
+                let lately = started.iter().filter(|at| second - **at < 3600).count();
+                prop_assert!(lately <= per_hour as usize);
+            }
+        }
+
+        #[test]
+        fn when_nothing_more_becomes_stuck_it_is_closed_ten_minutes_later(
+            stuck in prop::collection::vec((0..60_u32, 0..3600_i64), 0..80),
+            guarded in 0..200_u32,
+        ) {
+            let mut breaker = breaker(guarded);
+            for (key, since) in &stuck {
+                breaker.stuck(*key, at(*since), at(3600));
+            }
+            let now = well_at(&mut breaker, 3600);
+            let open = breaker.open(now).is_some();
+            prop_assert_eq!(open, breaker.closes_at(now).is_some());
+            if let Some(closes) = breaker.closes_at(now) {
+                let just_before = closes.as_second() - 1 - at(0).as_second();
+                let now = well_at(&mut breaker, just_before.max(3600));
+                prop_assert!(breaker.open(now).is_some());
+                breaker.health(WELL, closes);
+                prop_assert_eq!(breaker.open(closes), None);
+            }
+            let now = well_at(&mut breaker, 3600 + 600);
+            prop_assert_eq!(breaker.open(now), None);
+        }
+    }
 }

@@ -48,6 +48,15 @@ pub struct Release {
     pub namespaces: Selector,
 }
 
+/// The guard itself, which no fallback stands against.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// The user that it writes as, where that is known.
+    pub user: Option<&'a str>,
+}
+
 /// A ValidatingAdmissionPolicy and its binding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fallback {
@@ -72,13 +81,14 @@ pub fn wanted(policy: &Policy) -> bool {
 }
 
 /// Returns the fallback of `policy`, one of `set`. `owner` owns the ValidatingAdmissionPolicy, the release the
-/// binding; `guard_namespace` is left out, as are the system's.
+/// binding; the namespace of `guard` is left out, as are the system's, and so is what it writes itself: it puts a
+/// template back over a generation that is not observed.
 pub fn generate(
     policy: &Policy,
     set: &PolicySet,
     owner: &Owner,
     release: &Release,
-    guard_namespace: &str,
+    guard: &Guard<'_>,
 ) -> Fallback {
     let above: Vec<&Policy> = set.above(policy).map(AsRef::as_ref).collect();
     let name = name(&policy.name);
@@ -100,7 +110,7 @@ pub fn generate(
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "ValidatingAdmissionPolicy",
             "metadata": metadata(owner),
-            "spec": spec(policy, &above, &release.namespaces, guard_namespace),
+            "spec": spec(policy, &above, &release.namespaces, guard),
         }),
         binding: json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
@@ -113,10 +123,10 @@ pub fn generate(
     }
 }
 
-fn spec(policy: &Policy, above: &[&Policy], called_for: &Selector, guard_namespace: &str) -> Value {
+fn spec(policy: &Policy, above: &[&Policy], called_for: &Selector, guard: &Guard<'_>) -> Value {
     let mut namespaces = policy.namespaces.clone();
     namespaces.extend(called_for.clone());
-    let excluded = SYSTEM_NAMESPACES.iter().copied().chain([guard_namespace]).map(str::to_owned);
+    let excluded = SYSTEM_NAMESPACES.iter().copied().chain([guard.namespace]).map(str::to_owned);
     namespaces.extend([Expression::NotIn("kubernetes.io/metadata.name".to_owned(), excluded.collect())]);
 
     let taken_by_others = above
@@ -141,13 +151,7 @@ fn spec(policy: &Policy, above: &[&Policy], called_for: &Selector, guard_namespa
                 "operations": ["UPDATE"], "scope": "Namespaced",
             }],
         },
-        "matchConditions": [
-            {"name": "template-changed", "expression": "object.spec.template != oldObject.spec.template"},
-            {"name": "not-admitted-by-the-webhook", "expression": format!(
-                "!(has(object.metadata.annotations) && '{ADMITTED_ANNOTATION}' in object.metadata.annotations && \
-                 object.metadata.annotations['{ADMITTED_ANNOTATION}'] == string(oldObject.metadata.generation))"
-            )},
-        ],
+        "matchConditions": match_conditions(guard),
         "variables": [
             {"name": "labels", "expression":
                 "has(oldObject.metadata.labels) ? oldObject.metadata.labels : {}"},
@@ -170,6 +174,23 @@ fn spec(policy: &Policy, above: &[&Policy], called_for: &Selector, guard_namespa
             "messageExpression": message_expression(&policy.name),
         }],
     })
+}
+
+/// What an update must be for the fallback to look at it at all.
+fn match_conditions(guard: &Guard<'_>) -> Vec<Value> {
+    let mut conditions = vec![
+        json!({"name": "template-changed", "expression": "object.spec.template != oldObject.spec.template"}),
+        json!({"name": "not-admitted-by-the-webhook", "expression": format!(
+            "!(has(object.metadata.annotations) && '{ADMITTED_ANNOTATION}' in object.metadata.annotations && \
+             object.metadata.annotations['{ADMITTED_ANNOTATION}'] == string(oldObject.metadata.generation))"
+        )}),
+    ];
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':');
+    if let Some(user) = guard.user.filter(|user| user.chars().all(is_plain)) {
+        let expression = format!("request.userInfo.username != '{user}'");
+        conditions.push(json!({"name": "not-by-the-guard", "expression": expression}));
+    }
+    conditions
 }
 
 /// The override as the webhook grants it: set or changed by this very update, with a reason, by someone who may.
@@ -273,10 +294,23 @@ mod tests {
             owner: owner("ValidatingWebhookConfiguration"),
             namespaces: Selector::from(Expression::DoesNotExist("unguarded".into())),
         };
-        let fallback = generate(&low, &set, &owner("RolloutPolicy"), &release, "guard");
+        let guard = Guard { namespace: "guard", user: Some("system:serviceaccount:guard:guard") };
+        let fallback = generate(&low, &set, &owner("RolloutPolicy"), &release, &guard);
         assert_eq!(fallback.narrowed_by, ["high"]);
         insta::assert_json_snapshot!(fallback.policy);
         insta::assert_json_snapshot!(fallback.binding);
+    }
+
+    #[test]
+    fn a_guard_that_is_not_known_or_is_no_user_is_not_let_through() {
+        let names = |user: Option<&str>| -> Vec<String> {
+            let conditions = match_conditions(&Guard { namespace: "guard", user });
+            conditions.iter().map(|c| c["name"].as_str().expect("a name").to_owned()).collect()
+        };
+        let usual = ["template-changed", "not-admitted-by-the-webhook"];
+        assert_eq!(names(None), usual);
+        assert_eq!(names(Some("x' || true || 'x")), usual);
+        assert_eq!(names(Some("system:serviceaccount:guard:guard")).len(), 3);
     }
 
     #[test]

@@ -118,14 +118,23 @@ fn why(change: &Change<'_>, refusal: &Refusal<'_>) -> String {
             format!("freeze {name} from {:.0} until {:.0}", freeze.since, freeze.until)
         }
         (Reason::Frozen, None) => "a freeze is open".to_owned(),
-        (Reason::Quarantined, _) => "its template was rolled back from".to_owned(),
+        (Reason::Quarantined, _) => {
+            let bad = refusal.bad.unwrap_or_default();
+            let at = bad.since.map(|t| format!(" at {t:.0}")).unwrap_or_default();
+            let cause = bad.cause.map(|cause| format!(" ({})", cause.word())).unwrap_or_default();
+            format!("this template was rolled back{at}{cause}")
+        }
     }
 }
 
-/// The words of Kubernetes or of whoever wrote the freeze, on one line.
+/// The words of Kubernetes, of the record or of whoever wrote the freeze, on one line.
 fn quote(change: &Change<'_>, refusal: &Refusal<'_>) -> Option<String> {
     if let Some(freeze) = &refusal.freeze {
         return (!freeze.reason.is_empty()).then(|| format!("Reason given: {}", plain(freeze.reason, 256)));
+    }
+    if let Some(bad) = &refusal.bad {
+        // The Deployment itself is well again: what Kubernetes says of it is not about this template.
+        return (!bad.message.is_empty()).then(|| format!("What was wrong: {}", plain(bad.message, QUOTE)));
     }
     let failing = |c: &&Condition<'_>| c.status == "False";
     let failure = change.old.replica_failure.as_ref().filter(|c| c.status == "True");
@@ -146,7 +155,11 @@ fn fix(change: &Change<'_>, refusal: &Refusal<'_>) -> String {
         Reason::Progressing => format!(
             "wait until generation {generation} is complete (kubectl -n {namespace} rollout status deployment {name}), then push again."
         ),
-        Reason::Quarantined => "push another template.".to_owned(),
+        Reason::Quarantined => {
+            let until = refusal.bad.and_then(|bad| bad.until);
+            let until = until.map(|t| format!("; this one is refused until {t:.0}")).unwrap_or_default();
+            format!("push a corrected template{until}. A template that was good always goes through.")
+        }
         Reason::Frozen => match &refusal.freeze {
             Some(freeze) => format!("push again after {:.0}.", freeze.until),
             None => "push again after the freeze.".to_owned(),
@@ -162,6 +175,15 @@ fn causes(change: &Change<'_>, refusal: &Refusal<'_>, policy: &str) -> Vec<(&'st
         ("Generation", old.generation.to_string()),
         ("ObservedGeneration", old.observed_generation.to_string()),
     ];
+    if let Some(bad) = &refusal.bad {
+        let time = |t: Timestamp| format!("{t:.0}");
+        causes.extend(bad.cause.map(|cause| ("Cause", cause.word().to_owned())));
+        causes.extend((!bad.message.is_empty()).then(|| ("CauseMessage", plain(bad.message, QUOTE))));
+        causes.extend(bad.revision.map(|revision| ("Revision", revision.to_string())));
+        causes.extend(bad.since.map(|since| ("RolledBackAt", time(since))));
+        causes.extend(bad.until.map(|until| ("Until", time(until))));
+        return causes;
+    }
     if let Some(condition) = old.progressing.as_ref().filter(|c| c.status == "False") {
         causes.push(("KubernetesReason", plain(&condition.reason, 128)));
         causes.push(("KubernetesMessage", plain(&condition.message, QUOTE)));
@@ -233,10 +255,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::{
-        admission::{Refused, Verdict, decide},
-        policy::{OpenFreeze, compile},
-        rollout::Snapshot,
+    use crate::{
+        api::policy::CauseType,
+        core::{
+            admission::{Refused, Verdict, decide},
+            ledger::{Bad, Recorded},
+            policy::{OpenFreeze, compile},
+            rollout::Snapshot,
+        },
     };
 
     fn at(text: &str) -> Timestamp {
@@ -266,6 +292,7 @@ mod tests {
             new_generation: 8,
             template_changed: true,
             dry_run: false,
+            by_guard: false,
         }
     }
 
@@ -273,7 +300,7 @@ mod tests {
 
     fn words(change: &Change<'_>, spec: serde_json::Value) -> Message {
         let policy = compile("default", 1, &serde_json::from_value(spec).expect("spec")).expect("valid");
-        match decide(change, Some(&policy), at("2026-11-23T18:00:00Z")) {
+        match decide(change, Some(&policy), || Recorded::Nothing, at("2026-11-23T18:00:00Z")) {
             Verdict::Refuse(r) => refusal(change, &r, &policy.name, DOCS),
             Verdict::Allow(why) => panic!("allowed: {why:?}"),
         }
@@ -310,6 +337,41 @@ mod tests {
             {"name": "weekend", "schedule": "0 18 * * MON", "duration": "62h", "reason": "no pushes at the weekend"}
         ]});
         insta::assert_snapshot!(words(&change("web", ""), spec).text);
+    }
+
+    fn quarantined(message: &str) -> Message {
+        let bad = Bad {
+            since: Some(at("2026-11-23T17:16:39Z")),
+            until: Some(at("2026-12-23T17:16:39Z")),
+            cause: Some(CauseType::Image),
+            revision: Some(7),
+            message,
+        };
+        let change = change("web", QUOTA);
+        let policy = compile("default", 1, &serde_json::from_value(serde_json::json!({})).expect("spec"));
+        let policy = policy.expect("valid");
+        match decide(&change, Some(&policy), || Recorded::Bad(bad), at("2026-11-23T18:00:00Z")) {
+            Verdict::Refuse(r) => refusal(&change, &r, &policy.name, DOCS),
+            Verdict::Allow(why) => panic!("allowed: {why:?}"),
+        }
+    }
+
+    #[test]
+    fn quarantined_in_words() {
+        let message = quarantined(r#"container web: image "localhost/web:1.4.2" is not found"#);
+        insta::assert_snapshot!(message.text);
+        insta::assert_debug_snapshot!(message.causes);
+        assert_eq!(quarantined("").text.lines().count(), message.text.lines().count() - 1);
+    }
+
+    #[test]
+    fn fault_10_what_the_record_says_is_bounded_and_escaped_and_fault_52_harmless() {
+        let nasty = format!("field is immutable\nRG000 forged\u{1b}[31m{}", "x".repeat(64 * 1024));
+        let message = quarantined(&nasty);
+        assert!(message.text.len() < 2048, "{}", message.text.len());
+        assert_eq!(message.text.lines().count(), 5, "{}", message.text);
+        assert!(!message.text.contains('\u{1b}') && !message.text.contains("is immutable"));
+        assert!(message.causes.iter().all(|(_, value)| !value.contains("is immutable")));
     }
 
     #[test]
@@ -356,8 +418,14 @@ mod tests {
             change.old.generation = generation;
             change.old.progressing =
                 Some(Condition { status: "False".into(), reason: reason.as_str().into(), updated_at: Some(Timestamp::MAX), ..Condition::default() });
+            let bad = Bad {
+                since: Some(Timestamp::MAX), until: Some(Timestamp::MAX), cause: Some(CauseType::ReplicaSetCreate),
+                revision: Some(generation), message: &reason,
+            };
             let open = OpenFreeze { name: &freeze, reason: &reason, since: Timestamp::MIN, until: Timestamp::MAX };
-            let refused = Refusal { reason: reasons[which], refused: Refused::Deny, freeze: Some(open) };
+            let refused = Refusal {
+                reason: reasons[which], refused: Refused::Deny, freeze: Some(open), bad: Some(bad),
+            };
             let message = refusal(&change, &refused, "default", DOCS);
             prop_assert!(message.first_line().chars().count() <= FIRST_LINE, "{}", message.first_line());
             prop_assert!(message.first_line().starts_with("RG00"));

@@ -7,6 +7,7 @@ pub mod conditions;
 pub mod fallback;
 pub mod key;
 pub mod lease;
+pub mod ledger;
 pub mod message;
 pub mod mutation;
 pub mod policy;

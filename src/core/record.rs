@@ -50,6 +50,22 @@ pub struct Seen<'a> {
     pub progress: Progress,
     /// `spec.progressDeadlineSeconds`; none where there is no deadline.
     pub progress_deadline: Option<SignedDuration>,
+    /// Whether kube-controller-manager is at work; none where that cannot be told.
+    pub manager: Option<AtWork>,
+}
+
+/// How kube-controller-manager was seen to be at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtWork {
+    /// It is not, as far as is known.
+    No,
+    /// Without a break since `since`, and last at `last`.
+    Since {
+        /// The first sign of life after the last silence.
+        since: Timestamp,
+        /// The last one.
+        last: Timestamp,
+    },
 }
 
 /// A ReplicaSet of the Deployment.
@@ -79,7 +95,7 @@ pub struct Before {
 /// The best that a rollout has come to: flapping is no progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The most updated, and the most available replicas.
+    /// The most updated replicas, and the most available ones beyond those of earlier templates.
     pub best: (i32, i32),
     /// When that was first so.
     pub at: Timestamp,
@@ -108,6 +124,13 @@ pub enum Stuck {
 /// Kubernetes' to tell first.
 const OWN_DEADLINE_PERCENT: i32 = 120;
 
+/// kube-controller-manager must have been seen at work so much later than a generation that it did not observe: longer
+/// than between two looks at its lease, so that it has really been renewed since.
+const SEEN_AT_WORK: SignedDuration = SignedDuration::from_secs(10);
+
+/// Until it is looked at again whether it was.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(2);
+
 impl From<Phase> for RecordPhase {
     fn from(phase: Phase) -> Self {
         match phase {
@@ -128,7 +151,8 @@ pub fn fold(
     policy: &Policy,
     now: Timestamp,
 ) -> Option<RolloutRecordStatus> {
-    let Some(old) = old else { return first(seen, policy, now) };
+    // One that was created, and not written to yet, knows nothing.
+    let Some(old) = old.filter(|old| old.template_hash.is_some()) else { return first(seen, policy, now) };
     let mut next = old.clone();
     if next.template_hash.as_deref() != Some(seen.template.to_string().as_str()) {
         begin(&mut next, seen, now);
@@ -229,7 +253,9 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
     if seen.phase == Phase::Complete {
         complete(status, seen, policy, now);
     }
-    status.cause = if settled { None } else { cause(status.cause.take(), seen, now) };
+    // What it is told to be stuck for is kept for as long as it is, whatever says so.
+    let told = status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
+    status.cause = if settled { None } else { cause(status.cause.take(), seen, told, now) };
 }
 
 fn complete(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now: Timestamp) {
@@ -264,10 +290,18 @@ pub fn good_at(status: &RolloutRecordStatus, policy: &Policy) -> Option<Timestam
 }
 
 /// What explains it keeps its time for as long as it is of one kind.
-fn cause(old: Option<RecordCause>, seen: &Seen<'_>, now: Timestamp) -> Option<RecordCause> {
+fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) -> Option<RecordCause> {
+    if told
+        && seen.cause.is_none()
+        && matches!(seen.phase, Phase::Failed | Phase::Unobserved | Phase::Progressing)
+        && old.as_ref().is_some_and(|old| old.kind == CauseType::Unknown)
+    {
+        return old;
+    }
     let found = seen.cause.as_ref().filter(|cause| {
         // While it is under way only what is hard evidence is worth a write.
-        cause.early || matches!(seen.phase, Phase::Failed | Phase::Unobserved)
+        let known = told && old.as_ref().is_some_and(|old| old.kind == cause.kind);
+        cause.early || known || matches!(seen.phase, Phase::Failed | Phase::Unobserved)
     })?;
     let since = match &old {
         Some(old) if old.kind == found.kind => old.since.clone(),
@@ -337,7 +371,21 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
     let early = hard.and_then(|cause| later(cause.since.0, span(policy.watch.early_failure_after)));
     let due = match seen.phase {
         Phase::Complete | Phase::Paused | Phase::Deleting => return Stuck::No,
-        Phase::Unobserved => [later(since, span(policy.watch.unobserved_after)), early],
+        Phase::Unobserved => {
+            // Nobody is blamed for what is not observed while nothing is: somebody must have been at work since.
+            let patience = span(policy.watch.unobserved_after);
+            let after = match seen.manager.filter(|_| seen.cause.is_none()) {
+                None => later(since, patience),
+                Some(AtWork::No) => later(now, LOOK_AGAIN),
+                Some(AtWork::Since { since: at_work, last }) => {
+                    let due = later(since.max(at_work), patience.max(SEEN_AT_WORK));
+                    // It may have stopped before, and its lease not be over yet.
+                    let seen_after = Some(last) >= later(since, SEEN_AT_WORK);
+                    if seen_after { due } else { due.max(later(now, LOOK_AGAIN)) }
+                }
+            };
+            [after, early]
+        }
         Phase::Failed => [later(since, span(policy.watch.failed_after)), early],
         Phase::Progressing => {
             let begun = status.rollout_started_at.as_ref().map_or(since, |begun| begun.0);
@@ -356,7 +404,12 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
 /// and gets nowhere for complete.
 fn own_deadline(seen: &Seen<'_>) -> Option<Timestamp> {
     let deadline = seen.progress_deadline?.checked_mul(OWN_DEADLINE_PERCENT)?.checked_div(100)?;
-    later(seen.progress.at, deadline + SignedDuration::from_secs(5))
+    let at = match seen.manager {
+        // Nothing gets on while nobody works on it.
+        Some(AtWork::Since { since, .. }) => seen.progress.at.max(since),
+        _ => seen.progress.at,
+    };
+    later(at, deadline + SignedDuration::from_secs(5))
 }
 
 /// Notes that a rollback is decided on: before it is carried out, so that it happens once whatever comes between.

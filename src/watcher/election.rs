@@ -1,8 +1,8 @@
 //! Keeps the lead, or follows: the adapter of `core::lease`.
 //!
-//! One task per replica looks at the Lease every two seconds and does what [`Candidate::step`] says. Everybody else
-//! asks a [`Leadership`], which answers from memory: the claim's end is compared with the clock at that moment, so a
-//! process that was paused, or whose election hangs, does not lead when it wakes up.
+//! One task per replica looks at the Lease every two seconds and does what [`Candidate::step`] says. Everybody
+//! else asks a [`Leadership`], which answers from memory: the claim's end is compared with the clock at that
+//! moment, so a process that was paused, or whose election hangs, does not lead when it wakes up.
 
 use std::{
     future::Future,
@@ -57,8 +57,8 @@ pub enum Told {
 /// Stands for election until the shutdown starts, and then releases the Lease. Returns the handle that says who
 /// leads, and the future that does the work, to be spawned.
 ///
-/// `shutdown` must start only when nothing of this replica writes any more: who is next leads at once. `told` is called for
-/// everything that counts or changes, and must not block.
+/// `shutdown` must start only when nothing of this replica writes any more: who is next leads at once. `told`
+/// is called for everything that counts or changes, and must not block.
 pub fn elect<S: LeaseStore>(
     store: S,
     settings: Settings,
@@ -132,7 +132,8 @@ impl<S: LeaseStore, F: Fn(&Told)> Election<'_, S, F> {
             if let Some(record) = written {
                 self.candidate.stored(record, sent, self.now());
                 self.publish_seen();
-                if let Some(until) = self.candidate.leads_until() {
+                if let Some(until) = self.candidate.leads_until().filter(|_| self.candidate.leads(self.now()))
+                {
                     let wall_until = wall + until.saturating_sub(sent);
                     self.published.renewed(Claim { until: self.origin + until, wall_until });
                 }
@@ -151,7 +152,7 @@ impl<S: LeaseStore, F: Fn(&Told)> Election<'_, S, F> {
                 Ok(read) => self.candidate.observe(read, self.now()),
                 Err(error) => return self.complain(&error),
             }
-            let Some(record) = self.candidate.release(Timestamp::now()) else { return };
+            let Some(record) = self.candidate.release(self.now(), Timestamp::now()) else { return };
             match self.store.replace(record).await {
                 Ok(Some(_)) => return tracing::info!("the Lease is released"),
                 Ok(None) => {}
@@ -281,8 +282,8 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Claim {
     until: Instant,
-    /// The same by the wall clock. It can only shorten the claim: a machine that was suspended has a monotonic clock that
-    /// stood still.
+    /// The same by the wall clock. It can only shorten the claim: a machine that was suspended has a monotonic
+    /// clock that stood still.
     wall_until: SystemTime,
 }
 
@@ -298,15 +299,15 @@ impl Leadership {
         self.0.borrow().claim.is_some_and(|claim| claim.holds())
     }
 
-    /// Returns for how long this replica leads if nothing is heard any more; zero where it does not lead. A write that gets no more time
-    /// than this ends before another can lead.
+    /// Returns for how long this replica leads if nothing is heard any more; zero where it does not lead. A
+    /// write that gets no more time than this ends before another can lead.
     pub fn remaining(&self) -> Duration {
         let claim = self.0.borrow().claim.filter(Claim::holds);
         claim.map_or(Duration::ZERO, |claim| claim.until.saturating_duration_since(Instant::now()))
     }
 
-    /// Returns the reason for which the whole guard is stopped, where it is, as of the last look that succeeded. Every
-    /// replica sees it within its next look, leader or not.
+    /// Returns the reason for which the whole guard is stopped, where it is, as of the last look that
+    /// succeeded. Every replica sees it within its next look, leader or not.
     pub fn stopped(&self) -> Option<String> {
         self.0.borrow().stop.clone()
     }
@@ -322,8 +323,8 @@ impl Leadership {
         self.0.borrow().holder.clone()
     }
 
-    /// Completes when this replica has begun to lead, and returns the number of its term, which differs each time it
-    /// begins. Never completes when the election has ended.
+    /// Completes when this replica has begun to lead, and returns the number of its term, which differs each
+    /// time it begins. Never completes when the election has ended.
     pub async fn begins(&self) -> u64 {
         let mut receiver = self.0.clone();
         let term = receiver.wait_for(|state| state.claim.is_some()).await.map(|state| state.terms);
@@ -339,9 +340,316 @@ impl Leadership {
         let _ = receiver.wait_for(|state| state.terms != term || state.claim.is_none()).await;
     }
 
-    /// Completes when this replica began or ceased to lead, the holder is another one, or the kill switch was turned
-    /// since this handle was made or last looked at by this. Returns `false` when the election has ended.
+    /// Completes when this replica began or ceased to lead, the holder is another one, or the kill switch was
+    /// turned since this handle was made or last looked at by this. Returns `false` when the election has
+    /// ended.
     pub async fn changed(&mut self) -> bool {
         self.0.changed().await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::{FutureExt, future::BoxFuture};
+    use tokio::{task::JoinHandle, time::sleep};
+
+    use super::*;
+    use crate::{
+        core::lease::{Record, STOP_ANNOTATION},
+        shutdown::Trigger,
+    };
+
+    /// One Lease in memory. Every call takes 10 ms.
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Inner>>);
+
+    #[derive(Default)]
+    struct Inner {
+        lease: Option<Record>,
+        version: u64,
+        way: Way,
+    }
+
+    /// How the way to the store is for whoever is named so.
+    #[derive(Clone, Default, PartialEq)]
+    enum Way {
+        #[default]
+        Well,
+        /// Answers come never, and nothing arrives.
+        Hangs(&'static str),
+        /// Writes are stored, and answered by an error.
+        AnswersLost,
+        /// Answers are errors.
+        Refuses,
+    }
+
+    /// The store as one replica has it.
+    struct At(Memory, &'static str);
+
+    impl Inner {
+        fn put(&mut self, record: Record) -> Option<Record> {
+            self.version += 1;
+            self.lease = Some(Record { resource_version: self.version.to_string(), ..record });
+            self.lease.clone()
+        }
+    }
+
+    impl Memory {
+        fn set(&self, way: Way) {
+            self.0.lock().expect("no panic").way = way;
+        }
+
+        fn annotate(&self, stop: Option<&str>) {
+            let mut inner = self.0.lock().expect("no panic");
+            let lease = inner.lease.clone().expect("there");
+            inner.put(Record { stop: stop.map(str::to_owned), ..lease });
+        }
+
+        fn lease(&self) -> Option<Record> {
+            self.0.lock().expect("no panic").lease.clone()
+        }
+    }
+
+    impl At {
+        async fn call(
+            &self,
+            write: bool,
+            serve: impl FnOnce(&mut Inner) -> Option<Record>,
+        ) -> Result<Option<Record>, ClusterError> {
+            sleep(Duration::from_millis(10)).await;
+            let way = self.0.0.lock().expect("no panic").way.clone();
+            let failed = || ClusterError::Timeout { what: "call".to_owned(), seconds: 4 };
+            match way {
+                Way::Hangs(who) if who == self.1 => std::future::pending().await,
+                Way::Refuses => Err(failed()),
+                _ => {
+                    let answer = serve(&mut self.0.0.lock().expect("no panic"));
+                    if write && way == Way::AnswersLost { Err(failed()) } else { Ok(answer) }
+                }
+            }
+        }
+    }
+
+    impl LeaseStore for At {
+        fn read(&self) -> BoxFuture<'_, Result<Option<Record>, ClusterError>> {
+            self.call(false, |inner| inner.lease.clone()).boxed()
+        }
+
+        fn create(&self, record: Record) -> BoxFuture<'_, Result<Option<Record>, ClusterError>> {
+            let record = Record { uid: "uid".to_owned(), ..record };
+            self.call(true, |inner| if inner.lease.is_some() { None } else { inner.put(record) }).boxed()
+        }
+
+        fn replace(&self, record: Record) -> BoxFuture<'_, Result<Option<Record>, ClusterError>> {
+            self.call(true, |inner| {
+                let now = inner.lease.as_ref()?;
+                (now.resource_version == record.resource_version).then(|| inner.put(record)).flatten()
+            })
+            .boxed()
+        }
+    }
+
+    struct Replica {
+        leadership: Leadership,
+        trigger: Trigger,
+        told: Arc<Mutex<Vec<Told>>>,
+        task: JoinHandle<()>,
+    }
+
+    impl Replica {
+        fn told(&self) -> Vec<Told> {
+            self.told.lock().expect("no panic").clone()
+        }
+    }
+
+    fn stand(memory: &Memory, identity: &'static str) -> Replica {
+        let (trigger, shutdown) = Shutdown::new();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let settings = Settings { identity: identity.to_owned(), terms: Terms::default() };
+        let tells = {
+            let told = told.clone();
+            move |what: &Told| told.lock().expect("no panic").push(what.clone())
+        };
+        let (leadership, work) = elect(At(memory.clone(), identity), settings, shutdown, tells);
+        Replica { leadership, trigger, told, task: tokio::spawn(work) }
+    }
+
+    /// A Lease that somebody left properly.
+    fn released() -> Memory {
+        let memory = Memory::default();
+        let lease = Record { uid: "uid".to_owned(), lease_duration_seconds: 1, ..Record::default() };
+        memory.0.lock().expect("no panic").put(lease);
+        memory
+    }
+
+    async fn seconds(seconds: f64) {
+        sleep(Duration::from_secs_f64(seconds)).await;
+    }
+
+    /// `a` leads, `b` follows.
+    async fn two() -> (Memory, Replica, Replica) {
+        let memory = released();
+        let a = stand(&memory, "a");
+        a.leadership.begins().await;
+        let b = stand(&memory, "b");
+        seconds(5.0).await;
+        assert!(a.leadership.leads() && !b.leadership.leads());
+        assert_eq!(b.leadership.holder(), "a");
+        (memory, a, b)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_released_lease_is_taken_at_once_and_kept() {
+        let (memory, a, b) = two().await;
+        for _ in 0..600 {
+            seconds(1.0).await;
+            assert!(a.leadership.leads() && a.leadership.remaining() > Duration::from_secs(7));
+            assert!(!b.leadership.leads() && b.leadership.remaining() == Duration::ZERO);
+        }
+        assert_eq!(a.told(), [Told::Holder("a".to_owned()), Told::Leads]);
+        assert_eq!(memory.lease().expect("there").lease_transitions, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_creates_the_lease_leads_ten_seconds_later() {
+        let memory = Memory::default();
+        let started = Instant::now();
+        let a = stand(&memory, "a");
+        a.leadership.begins().await;
+        let took = started.elapsed().as_secs_f64();
+        assert!((10.0..13.0).contains(&took), "{took}");
+        assert!(a.leadership.leads());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_leader_dies_another_leads_within_twenty_seconds() {
+        let (_memory, a, b) = two().await;
+        a.task.abort();
+        let died = Instant::now();
+        let _ = a.task.await;
+        assert!(!a.leadership.leads(), "its handle knows that the election has ended");
+        b.leadership.begins().await;
+        let took = died.elapsed().as_secs_f64();
+        assert!((12.0..20.0).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_hears_nothing_ceases_to_lead_before_another_begins() {
+        let (memory, mut a, b) = two().await;
+        a.leadership.changed().await;
+        memory.set(Way::Hangs("a"));
+        let term = a.leadership.begins().await;
+        a.leadership.ends(term).await;
+        assert!(!a.leadership.leads() && !b.leadership.leads());
+        assert_eq!(a.told().last(), Some(&Told::Ended));
+        b.leadership.begins().await;
+        assert!(!a.leadership.leads());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_whose_answer_is_lost_gives_no_claim_and_costs_no_lead_that_others_could_take() {
+        let (memory, a, b) = two().await;
+        memory.set(Way::AnswersLost);
+        seconds(11.0).await;
+        assert!(!a.leadership.leads(), "nothing is known to be stored");
+        seconds(60.0).await;
+        assert!(!b.leadership.leads(), "the Lease is renewed nevertheless");
+        memory.set(Way::Well);
+        seconds(3.0).await;
+        assert!(a.leadership.leads());
+        assert_eq!(a.leadership.begins().await, 2, "a new term");
+        assert!(a.told().iter().any(|told| matches!(told, Told::Failed(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_shutdown_the_next_one_leads_at_once() {
+        let (memory, a, b) = two().await;
+        a.trigger.start();
+        a.task.await.expect("no panic");
+        assert!(!a.leadership.leads());
+        assert_eq!(memory.lease().expect("there").holder, "");
+        let released = Instant::now();
+        b.leadership.begins().await;
+        assert!(released.elapsed() < Duration::from_secs(3), "{:?}", released.elapsed());
+        assert_eq!(memory.lease().expect("there").lease_transitions, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shutdown_of_one_that_follows_leaves_the_lease_alone() {
+        let (memory, a, b) = two().await;
+        b.trigger.start();
+        b.task.await.expect("no panic");
+        assert_eq!(memory.lease().expect("there").holder, "a");
+        assert!(a.leadership.leads());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shutdown_does_not_wait_for_a_store_that_hangs() {
+        let (memory, a, _b) = two().await;
+        memory.set(Way::Hangs("a"));
+        a.trigger.start();
+        let started = Instant::now();
+        a.task.await.expect("no panic");
+        assert!(started.elapsed() <= RELEASE_LIMIT + Duration::from_millis(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_46_the_kill_switch_is_seen_by_every_replica_within_three_seconds() {
+        let (memory, a, b) = two().await;
+        assert!(a.leadership.may_write());
+        memory.annotate(Some("incident 42"));
+        seconds(3.0).await;
+        for replica in [&a, &b] {
+            assert_eq!(replica.leadership.stopped().as_deref(), Some("incident 42"), "{STOP_ANNOTATION}");
+            assert!(!replica.leadership.may_write());
+        }
+        assert!(a.leadership.leads(), "it goes on to hold the Lease");
+        memory.annotate(None);
+        seconds(3.0).await;
+        assert!(a.leadership.may_write() && b.leadership.stopped().is_none());
+        let stops = a.told().into_iter().filter(|told| matches!(told, Told::Stop(_))).count();
+        assert_eq!(stops, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_46_who_cannot_read_the_lease_for_ten_seconds_does_not_write() {
+        let (memory, a, _b) = two().await;
+        memory.set(Way::Refuses);
+        memory.annotate(Some("incident 42"));
+        seconds(10.1).await;
+        assert!(!a.leadership.may_write());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_lease_is_created_anew_and_the_stop_with_it() {
+        let (memory, a, b) = two().await;
+        memory.annotate(Some("incident 42"));
+        seconds(3.0).await;
+        memory.0.lock().expect("no panic").lease = None;
+        seconds(3.0).await;
+        let lease = memory.lease().expect("created");
+        assert_eq!(lease.stop.as_deref(), Some("incident 42"));
+        let leaders = [&a, &b].iter().filter(|replica| replica.leadership.leads()).count();
+        assert!(leaders <= 1);
+        seconds(13.0).await;
+        let leaders = [&a, &b].iter().filter(|replica| replica.leadership.leads()).count();
+        assert_eq!(leaders, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_that_has_ended_is_told_to_who_waits_for_it() {
+        let (memory, a, _b) = two().await;
+        let term = a.leadership.begins().await;
+        let waits = {
+            let leadership = a.leadership.clone();
+            tokio::spawn(async move { leadership.ends(term).await })
+        };
+        seconds(30.0).await;
+        assert!(!waits.is_finished());
+        memory.set(Way::Refuses);
+        seconds(11.0).await;
+        assert!(waits.is_finished());
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         rollouts::{Notice, Part, Rollouts},
     },
     core::{
-        breaker::Busy,
+        breaker::{Busy, Why},
         cause::{self, Cause, PodEvent, PodFacts, ReplicaSetFacts},
         conditions,
         key::Key,
@@ -55,6 +55,9 @@ const QUIET_POD: SignedDuration = SignedDuration::from_secs(2);
 
 /// Between two looks at what is held: what it waits for may have changed without the Deployment saying so.
 const HELD: SignedDuration = SignedDuration::from_secs(15);
+
+/// Until the cluster's health is asked about again.
+const SOON: SignedDuration = SignedDuration::from_secs(1);
 
 /// `progressDeadlineSeconds` of a Deployment that has none.
 const NO_DEADLINE: i64 = i32::MAX as i64;
@@ -109,7 +112,8 @@ pub enum Next {
 pub struct Memory {
     /// What was complete right before the template of now.
     pub before: Option<Before>,
-    progress: Option<(TemplateHash, Progress)>,
+    /// Of which template, whether that was observed, and how far it has come.
+    progress: Option<(TemplateHash, bool, Progress)>,
     told: HashSet<String>,
     detected: Option<String>,
 }
@@ -208,6 +212,7 @@ impl<R: Rollouts> Reconciler<R> {
             cause,
             progress,
             progress_deadline: deadline(&deployment),
+            manager: self.surroundings.manager(),
         };
         let Some(mut status) = record::fold(old, &seen, &policy, now) else {
             self.surroundings.is_not_stuck(key);
@@ -224,36 +229,46 @@ impl<R: Rollouts> Reconciler<R> {
             self.add_log(&look, &seen, &mut cause.evidence).await;
             status.cause = Some(cause);
         }
-        conditions::set(&mut status, &plan, now);
-        let mut record = self.remember(&look, own, planted, &status).await?;
+        let mut busy = None;
+        let begins = status.rollback.as_ref().is_none_or(|rollback| {
+            rollback.outcome != Outcome::InProgress || rollback.from != template.to_string()
+        });
         if let Plan::Restore(cause, set) = &plan {
             match self.surroundings.start(key, now) {
+                Err(why) => busy = Some(Next::At(retry(&why, now))),
+                // Written down before anything is done.
+                Ok(()) if begins => record::intend(&mut status, &seen, set, cause, &policy, now),
                 Ok(()) => {}
-                Err(busy) => return Ok(Next::At(retry(&busy, now))),
             }
-            if status
-                .rollback
-                .as_ref()
-                .is_none_or(|r| r.outcome != Outcome::InProgress || r.from != template.to_string())
-            {
-                record::intend(&mut status, &seen, set, cause, &policy, now);
-                conditions::set(&mut status, &plan, now);
-                record = self.write(&look, record, &status).await?;
+        }
+        conditions::set(&mut status, &plan, now);
+        let record = match self.remember(&look, own, planted, &status).await {
+            Ok(record) => record,
+            Err(error) => {
+                if begins && error.is_conflict() {
+                    self.surroundings.withdraw(key);
+                }
+                return Err(error);
             }
+        };
+        if status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
+            self.surroundings.finish(key);
+        }
+        let mut done = plan;
+        if let (Plan::Restore(_, set), None) = (&done, busy) {
             let restored = self.restore(&look, &deployment, &mut status, &found, &seen, set).await?;
-            let after = Plan::Wait(now);
-            conditions::set(&mut status, &after, now);
-            record = self.write(&look, record, &status).await?;
-            self.tell(&look, &status, &after, memory).await;
+            done = Plan::Wait(now);
+            conditions::set(&mut status, &done, now);
+            self.write(&look, record, &status).await?;
+            self.tell(&look, &status, &done, memory).await;
             self.hand_back(&look, restored).await?;
         } else {
-            self.tell(&look, &status, &plan, memory).await;
+            self.tell(&look, &status, &done, memory).await;
         }
         if memory.before.as_ref().is_some_and(|before| before.template != template) {
             memory.before = None;
         }
-        drop(record);
-        Ok(self.next(&look, &status, &plan, &deployment))
+        Ok(busy.unwrap_or_else(|| self.next(&look, &status, &done, &deployment)))
     }
 
     /// Returns the policy that the watcher follows the Deployment by; none where nobody guards it.
@@ -261,6 +276,9 @@ impl<R: Rollouts> Reconciler<R> {
         let labels = || -> Labels {
             serde_json::from_value(deployment["metadata"]["labels"].clone()).unwrap_or_default()
         };
+        if !self.world.is_called_for(&key.namespace) {
+            return None;
+        }
         self.world.effective(&key.namespace, labels).filter(|policy| policy.mode != Mode::Off)
     }
 
@@ -324,6 +342,11 @@ impl<R: Rollouts> Reconciler<R> {
             self.surroundings.set_failing_hosts(look.key, Vec::new());
             return Ok(None);
         }
+        // What the generation before left behind explains nothing.
+        let set = found.current.and_then(|at| found.sets.get(at)).map(|set| set.name.as_str());
+        let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, set));
+        let own = inherited.then(|| Snapshot { progressing: None, ..snapshot.clone() });
+        let snapshot = own.as_ref().unwrap_or(snapshot);
         let raw = found.current.and_then(|at| found.raw.get(at));
         let pods: Vec<PodFacts> = match raw {
             Some(raw) => self.rollouts.pods(look.key, raw).await?.iter().map(PodFacts::of).collect(),
@@ -360,7 +383,11 @@ impl<R: Rollouts> Reconciler<R> {
             Plan::Stay(_) | Plan::Wait(_) => self.surroundings.is_not_stuck(look.key),
         }
         match (calm, self.surroundings.open(look.now)) {
-            (Plan::Restore(..), Some(why)) => plan(look.key, status, seen, look.policy, Some(&why), look.now),
+            // Not for long: the health is read every few seconds.
+            (Plan::Restore(..), Some(Why::Unknown)) => Plan::Wait(later(look.now, SOON).unwrap_or(look.now)),
+            (Plan::Restore(..), Some(why)) => {
+                plan(look.key, status, seen, look.policy, Some(&why.to_string()), look.now)
+            }
             (calm, _) => calm,
         }
     }
@@ -387,9 +414,6 @@ impl<R: Rollouts> Reconciler<R> {
         {
             rollback.outcome = Outcome::Failed;
             rollback.finished_at = Some(k8s_time(look.now));
-        }
-        if status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
-            self.surroundings.finish(look.key);
         }
     }
 
@@ -629,7 +653,8 @@ fn phase(snapshot: &Snapshot<'_>, found: &Found) -> Phase {
     if phase == Phase::Failed && inherited { Phase::Progressing } else { phase }
 }
 
-/// The best that the rollout has come to. What was not seen to begin began when the object was last written.
+/// The best that the rollout has come to. What was not seen to begin began when the object was last written, and got on
+/// last when Kubernetes says so. Before it is observed the counts are those of another template.
 fn progress(
     memory: &mut Memory,
     old: Option<&RolloutRecordStatus>,
@@ -637,17 +662,26 @@ fn progress(
     snapshot: &Snapshot<'_>,
     now: Timestamp,
 ) -> Progress {
-    let hash = template.to_string();
-    let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
-    let begun = known.and_then(|old| old.rollout_started_at.as_ref()).map(|begun| begun.0);
-    let written = if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
-    let start = begun.or(written).unwrap_or(now).min(now);
-    let progress = match memory.progress {
-        Some((of, progress)) if of == template => progress,
-        _ => Progress { best: (snapshot.updated, snapshot.available), at: start },
+    let observed = snapshot.observed_generation >= snapshot.generation;
+    // How many are available beyond those of earlier templates: that grows until the last of those is gone.
+    let available = snapshot.available - (snapshot.replicas - snapshot.updated);
+    let (observed, progress) = match memory.progress {
+        Some((of, before, progress)) if of == template && (before || !observed) => (before, progress),
+        Some((of, ..)) if of == template => (true, Progress { best: (0, 0), at: now }),
+        _ => {
+            let hash = template.to_string();
+            let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
+            let begun = known.and_then(|old| old.rollout_started_at.as_ref()).map(|begun| begun.0);
+            let written =
+                if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
+            let start = begun.or(written).unwrap_or(now).min(now);
+            let got_on = snapshot.progressing.as_ref().and_then(|c| c.updated_at).filter(|_| observed);
+            let at = got_on.map_or(start, |at| at.clamp(start, now));
+            (observed, Progress { best: (snapshot.updated, available), at })
+        }
     };
-    let progress = progress.with(snapshot.updated, snapshot.available, now);
-    memory.progress = Some((template, progress));
+    let progress = if observed { progress.with(snapshot.updated, available, now) } else { progress };
+    memory.progress = Some((template, observed, progress));
     progress
 }
 

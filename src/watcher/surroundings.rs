@@ -1,7 +1,7 @@
 //! What one Deployment cannot tell: how the cluster is, and what else is stuck. Shared by all reconciles.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use crate::{
     api::policy::CauseType,
     core::{
-        breaker::{Breaker, Busy, ControllerManager, Health, Limits, Started},
+        breaker::{Breaker, Busy, ControllerManager, Health, Limits, Started, Why},
         cause::Liveness,
         key::Key,
+        record::AtWork,
     },
 };
 
@@ -24,7 +25,8 @@ pub struct Surroundings(Mutex<Inner>);
 struct Inner {
     breaker: Breaker<Key>,
     controller_manager: ControllerManager,
-    nodes_not_ready: HashSet<String>,
+    manager: Option<AtWork>,
+    nodes_not_ready: BTreeSet<String>,
     /// From which hosts each Deployment fails to pull.
     failing_hosts: HashMap<Key, Vec<String>>,
     stuck: BTreeMap<Key, Stuck>,
@@ -45,7 +47,8 @@ impl Surroundings {
         Self(Mutex::new(Inner {
             breaker: Breaker::new(limits),
             controller_manager: ControllerManager::Unsettled,
-            nodes_not_ready: HashSet::new(),
+            manager: Some(AtWork::No),
+            nodes_not_ready: BTreeSet::new(),
             failing_hosts: HashMap::new(),
             stuck: BTreeMap::new(),
         }))
@@ -55,10 +58,18 @@ impl Surroundings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in the cluster's health.
-    pub fn set_health(&self, health: Health, nodes_not_ready: HashSet<String>, now: Timestamp) {
+    /// Takes in the cluster's health, and how kube-controller-manager was seen to be at work; none where that cannot
+    /// be told.
+    pub fn set_health(
+        &self,
+        health: Health,
+        manager: Option<AtWork>,
+        nodes_not_ready: BTreeSet<String>,
+        now: Timestamp,
+    ) {
         let mut inner = self.lock();
         inner.controller_manager = health.controller_manager;
+        inner.manager = manager;
         inner.nodes_not_ready = nodes_not_ready;
         inner.breaker.health(health, now);
     }
@@ -80,6 +91,11 @@ impl Surroundings {
             ControllerManager::Stale => Liveness::Silent,
             ControllerManager::Unsettled | ControllerManager::Untold => Liveness::Unknown,
         }
+    }
+
+    /// Returns how kube-controller-manager was seen to be at work; none where that cannot be told.
+    pub fn manager(&self) -> Option<AtWork> {
+        self.lock().manager
     }
 
     /// Says whether a node is known to be not ready.
@@ -127,11 +143,6 @@ impl Surroundings {
         inner.failing_hosts.remove(key);
     }
 
-    /// Says why no rollback may start at all.
-    pub fn open(&self, now: Timestamp) -> Option<String> {
-        self.lock().breaker.open(now).map(|why| why.to_string())
-    }
-
     /// Takes a slot for a rollback; one that is in progress keeps the slot that it has.
     ///
     /// # Errors
@@ -146,6 +157,21 @@ impl Surroundings {
     /// Gives the slot back: the outcome is known.
     pub fn finish(&self, key: &Key) {
         self.lock().breaker.finish(key);
+    }
+
+    /// Gives the slot back as if it had not been taken: nothing was written.
+    pub fn withdraw(&self, key: &Key) {
+        self.lock().breaker.withdraw(key);
+    }
+
+    /// Returns how many rollbacks are in progress.
+    pub fn in_progress(&self) -> usize {
+        self.lock().breaker.in_progress()
+    }
+
+    /// Returns why no rollback may start at all.
+    pub fn open(&self, now: Timestamp) -> Option<Why> {
+        self.lock().breaker.open(now)
     }
 
     /// Returns what is stuck now.

@@ -13,9 +13,11 @@ use super::review::{
 };
 use crate::{
     api::policy::Mode,
-    cluster::access::Access,
+    cluster::{access::Access, announcements::Announcements},
     core::{
         admission::{Allowed, Change, Refusal, Refused, Verdict, decide},
+        key::Key,
+        ledger::Recorded,
         message::{self, Message, OverrideRefused, harmless, plain},
         mutation,
         policy::Policy,
@@ -27,10 +29,12 @@ use crate::{
 /// Decides on reviews.
 #[derive(Clone)]
 pub struct Judge {
-    /// Policies and namespaces.
+    /// Policies, namespaces and records.
     pub world: World,
     /// Who may override.
     pub access: Arc<dyn Access>,
+    /// What takes the announcement of a rollback away.
+    pub announcements: Arc<dyn Announcements>,
     /// What is counted.
     pub metrics: Metrics,
     /// Where the reason ids are explained.
@@ -106,8 +110,17 @@ impl Judge {
             new_generation: object.generation(),
             template_changed: !same_generation && !object.same_template(old),
             dry_run: request.dry_run(),
+            by_guard: self.world.own_user() == Some(request.user_name()),
         };
-        let outcome = match (decide(&change, policy.as_deref(), now), policy.as_deref()) {
+        let ledger = match change.template_changed {
+            true => self.world.ledger(change.namespace, change.name, old.uid()),
+            false => None,
+        };
+        let recorded = || {
+            let found = ledger.as_deref().and_then(|ledger| Some(ledger.recorded(object.template_hash()?)));
+            found.unwrap_or(Recorded::Nothing)
+        };
+        let outcome = match (decide(&change, policy.as_deref(), recorded, now), policy.as_deref()) {
             (Verdict::Allow(why), policy) => Outcome::allow(why, policy),
             (Verdict::Refuse(refusal), Some(policy)) => {
                 let asked = override_asked(object, old);
@@ -116,8 +129,28 @@ impl Judge {
             // The table refuses nothing without a policy.
             (Verdict::Refuse(_), None) => Outcome::allow(Allowed::NotGuarded, None),
         };
+        // Also where no policy applies any more: what stands there is the guard's own, and fails a good push.
+        if response.allowed && change.template_changed && old.announces_rollback() {
+            self.retract(&change, old.uid()).await;
+        }
         self.record(request, &outcome, started.elapsed());
         Ok((response, Some(outcome)))
+    }
+
+    /// Takes the announcement of a rollback away before the new template is stored, so that whoever waits for it never
+    /// sees both. It denies nothing: at worst the push is told as failed, as the one before.
+    ///
+    /// A status that was written makes the API server run a PATCH again, admission included; then nothing stands there.
+    async fn retract(&self, change: &Change<'_>, uid: &str) {
+        // The guard's own restore comes right after the announcement.
+        if change.dry_run || change.by_guard || change.old.deleting {
+            return;
+        }
+        let key = Key::new(change.namespace, change.name);
+        match self.announcements.retract(&key, uid).await {
+            Ok(()) => tracing::debug!(deployment = %plain(&key.to_string(), 320), "announcement taken away"),
+            Err(error) => tracing::warn!(%error, "announcement of a rollback not taken away"),
+        }
     }
 
     /// Carries a refusal out as the policy's mode says, unless somebody who may overrides it.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A decision needs the review and what [`crate::world`] holds in memory; no call to the API server, except one to
-//! ask whether somebody may override.
+//! ask whether somebody may override. One write follows a decision, and never changes it: the announcement of a rollback
+//! is taken off a Deployment whose new template is let through.
 
 pub mod certificates;
 pub mod judge;

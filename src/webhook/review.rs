@@ -18,8 +18,9 @@ use crate::{
     cluster::access::User,
     core::{
         policy::Labels,
+        restore::{ANNOUNCED_REASON, ANNOUNCED_TYPE},
         rollout::{Condition, Snapshot},
-        template,
+        template::{self, TemplateHash},
     },
 };
 
@@ -263,6 +264,8 @@ pub struct Deployment<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata<'a> {
+    #[serde(borrow, default)]
+    uid: Text<'a>,
     #[serde(default)]
     generation: Option<i64>,
     #[serde(borrow, default)]
@@ -438,6 +441,11 @@ impl<'a> Deployment<'a> {
         self.metadata.generation.unwrap_or_default()
     }
 
+    /// Returns `metadata.uid`, empty where absent.
+    pub fn uid(&self) -> &str {
+        &self.metadata.uid.0
+    }
+
     /// Returns the labels, copied; empty where they cannot be read.
     pub fn labels(&self) -> Labels {
         self.metadata
@@ -474,6 +482,21 @@ impl<'a> Deployment<'a> {
     pub fn same_template(&self, other: &Self) -> bool {
         let template = |deployment: &Self| deployment.spec.as_ref().and_then(|spec| spec.template);
         same(template(self), template(other))
+    }
+
+    /// Returns the hash of the pod template; none where there is none, or it is nested too deep to be read.
+    pub fn template_hash(&self) -> Option<TemplateHash> {
+        TemplateHash::of_text(self.spec.as_ref()?.template?.get())
+    }
+
+    /// Says whether a rollback stands announced on the status.
+    pub fn announces_rollback(&self) -> bool {
+        let conditions = self.status.as_ref().and_then(|status| status.conditions.as_deref());
+        conditions.unwrap_or_default().iter().any(|condition| {
+            condition.kind.0 == ANNOUNCED_TYPE
+                && condition.reason.0 == ANNOUNCED_REASON
+                && condition.status.0 == "True"
+        })
     }
 
     /// Returns what the mutating webhook looks at.

@@ -1,14 +1,17 @@
-//! What every process holds in memory to decide by: the policies in force and the labels of namespaces.
+//! What every process holds in memory to decide by: the policies in force, the labels of namespaces, and which
+//! templates are recorded Good or Bad.
 //!
 //! Both the webhook and the watcher decide by it; neither knows of the other.
 //!
 //! ```text
 //!  webhook ──▶ World ◀── policies (watch, status, fallback)
-//!  watcher ──▶   ▲
+//!  watcher ──▶   ▲   ▲── records (watch)
 //!                └────── set_stuck: what the leading watcher counts
 //! ```
 
+mod listing;
 pub mod policies;
+pub mod records;
 
 use std::{
     collections::HashMap,
@@ -23,7 +26,7 @@ use crate::core::policy::{Labels, Policy, PolicySet, SYSTEM_NAMESPACES};
 /// The label that the API server puts on every namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// Policies and namespaces. Clones share the same state.
+/// Policies, namespaces and records. Clones share the same state.
 #[derive(Clone, Debug)]
 pub struct World(Arc<Inner>);
 
@@ -32,17 +35,32 @@ struct Inner {
     policies: ArcSwap<PolicySet>,
     namespaces: RwLock<HashMap<String, Labels>>,
     own_namespace: String,
+    called_for: ArcSwap<Selector>,
+    own_user: Option<String>,
     stuck: ArcSwapOption<HashMap<String, i64>>,
+    ledgers: records::Ledgers,
 }
 
 impl World {
     /// Returns a world without policies. `own_namespace` is the guard's, which is never guarded.
     pub fn new(own_namespace: impl Into<String>) -> Self {
+        Self::running_as(own_namespace, "")
+    }
+
+    /// Like [`World::new`], of a guard that writes as `service_account` of its namespace. Where that is empty, nothing
+    /// is taken for the guard's own writing.
+    pub fn running_as(own_namespace: impl Into<String>, service_account: &str) -> Self {
+        let own_namespace = own_namespace.into();
+        let own_user = (!service_account.is_empty())
+            .then(|| format!("system:serviceaccount:{own_namespace}:{service_account}"));
         Self(Arc::new(Inner {
             policies: ArcSwap::default(),
             namespaces: RwLock::default(),
-            own_namespace: own_namespace.into(),
+            own_namespace,
+            called_for: ArcSwap::default(),
+            own_user,
             stuck: ArcSwapOption::empty(),
+            ledgers: records::Ledgers::default(),
         }))
     }
 
@@ -71,6 +89,21 @@ impl World {
     /// Returns the guard's own namespace.
     pub fn own_namespace(&self) -> &str {
         &self.0.own_namespace
+    }
+
+    /// Returns the user that the guard itself writes as, where that is known.
+    pub fn own_user(&self) -> Option<&str> {
+        self.0.own_user.as_deref()
+    }
+
+    /// Says which namespaces the webhook is called for at all, by their labels.
+    pub fn set_called_for(&self, namespaces: Selector) {
+        self.0.called_for.store(Arc::new(namespaces));
+    }
+
+    /// Says whether the webhook is called for Deployments of `namespace`: what it does not guard is not followed either.
+    pub fn is_called_for(&self, namespace: &str) -> bool {
+        self.namespace_matches(namespace, &self.0.called_for.load())
     }
 
     /// Says whether Deployments of `namespace` are never guarded.

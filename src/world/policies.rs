@@ -6,8 +6,7 @@
 //! stuck: see [`Fallback`].
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    hash::Hash,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -19,7 +18,7 @@ use kube::core::Selector;
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::World;
+use super::{World, listing::Listing};
 use crate::{
     admin::Requirement,
     api::{
@@ -27,11 +26,11 @@ use crate::{
         policy::{LastValid, RolloutPolicySpec, RolloutPolicyStatus},
     },
     cluster::{
-        Cluster,
+        Cluster, ClusterError,
         policies::{Event, Labelled, StoredPolicy},
     },
     core::{
-        fallback::{self, Owner},
+        fallback::{self, Guard, Owner, Release},
         policy::{Labels, Policy, PolicyError, PolicySet, compile},
     },
     shutdown::Shutdown,
@@ -125,31 +124,6 @@ pub async fn keep(
             Some(event) = deployments.next() => keeper.deployment_event(event),
             _ = tick.tick() => keeper.settle(&cluster).await,
         }
-    }
-}
-
-/// What has been told since a list began; nothing is noted between lists.
-struct Listing<K>(Option<HashSet<K>>);
-
-impl<K> Default for Listing<K> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<K: Eq + Hash> Listing<K> {
-    fn restart(&mut self) {
-        self.0 = Some(HashSet::new());
-    }
-
-    fn seen(&mut self, key: impl FnOnce() -> K) {
-        if let Some(seen) = &mut self.0 {
-            seen.insert(key());
-        }
-    }
-
-    fn finish(&mut self) -> HashSet<K> {
-        self.0.take().unwrap_or_default()
     }
 }
 
@@ -325,6 +299,13 @@ impl Keeper {
             return;
         }
         if self.settings.fallback == Fallback::LeaveAlone {
+            if self.fallback_done.is_none_or(|done| done.elapsed() >= RESYNC) {
+                self.fallback_done = Some(Instant::now());
+                if let Err(error) = self.release(cluster).await {
+                    tracing::warn!(%error, "the namespaces of the webhook are not known, tried again");
+                    self.fallback_done = None;
+                }
+            }
             return self.settle_stuck(cluster).await;
         }
         let resync = self.fallback_done.is_none_or(|done| done.elapsed() >= RESYNC);
@@ -346,7 +327,7 @@ impl Keeper {
             } else {
                 entry.stored.status.guarded
             };
-            let stuck = self.world.stuck(&entry.stored.name).or(entry.stored.status.stuck);
+            let stuck = self.stuck(entry);
             let status = status(entry, guarded, stuck, now);
             if status == entry.stored.status {
                 continue;
@@ -358,6 +339,11 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// How many Deployments of the policy are stuck: what this process counts, else what stands there.
+    fn stuck(&self, entry: &Entry) -> Option<i64> {
+        self.world.stuck(&entry.stored.name).or(entry.stored.status.stuck)
     }
 
     /// Brings the one field of the statuses up to date that is not the webhook's.
@@ -375,9 +361,22 @@ impl Keeper {
         }
     }
 
+    /// Reads the release, and takes in for which namespaces its webhook is called.
+    async fn release(&mut self, cluster: &Cluster) -> Result<Option<Release>, ClusterError> {
+        let release = cluster.release(&self.settings.validating_configuration).await?;
+        if let Some(release) = release.as_ref().filter(|release| release.namespaces != self.called_for) {
+            self.called_for = release.namespaces.clone();
+            self.world.set_called_for(release.namespaces.clone());
+            self.count_due = true;
+        }
+        Ok(release)
+    }
+
     async fn settle_fallbacks(&mut self, cluster: &Cluster) {
         let set = self.world.policies();
-        let release = match cluster.release(&self.settings.validating_configuration).await {
+        let world = self.world.clone();
+        let guard = Guard { namespace: world.own_namespace(), user: world.own_user() };
+        let release = match self.release(cluster).await {
             Ok(release) => release,
             Err(error) => {
                 tracing::warn!(%error, "fallback not looked at, tried again");
@@ -385,12 +384,6 @@ impl Keeper {
                 return;
             }
         };
-        if let Some(release) = &release
-            && release.namespaces != self.called_for
-        {
-            self.called_for = release.namespaces.clone();
-            self.count_due = true;
-        }
         let mut keep = Vec::new();
         for entry in self.entries.values_mut() {
             let policy = entry.in_force.as_ref().map(|i| Arc::clone(&i.policy));
@@ -406,8 +399,7 @@ impl Keeper {
                         name: entry.stored.name.clone(),
                         uid: entry.stored.uid.clone(),
                     };
-                    let generated =
-                        fallback::generate(&policy, &set, &owner, release, self.world.own_namespace());
+                    let generated = fallback::generate(&policy, &set, &owner, release, &guard);
                     keep.push(generated.name.clone());
                     match cluster.apply_fallback(&generated).await {
                         Ok(()) => FallbackState::InPlace { narrowed_by: generated.narrowed_by },
@@ -432,7 +424,7 @@ impl Keeper {
     fn count(&mut self) {
         self.guarded.clear();
         for ((namespace, _), labels) in &self.deployments {
-            if self.world.namespace_matches(namespace, &self.called_for)
+            if self.world.is_called_for(namespace)
                 && let Some(policy) = self.world.effective(namespace, || labels.clone())
             {
                 *self.guarded.entry(policy.name.clone()).or_default() += 1;
@@ -639,6 +631,20 @@ mod tests {
         keeper.deployment_event(Event::Synced);
         keeper.count();
         assert_eq!(keeper.guarded.get("default"), Some(&2));
+    }
+
+    #[test]
+    fn how_many_are_stuck_is_told_by_whoever_leads_and_left_alone_by_the_others() {
+        let mut keeper = keeper();
+        let told = RolloutPolicyStatus { stuck: Some(4), ..RolloutPolicyStatus::default() };
+        keeper.policy_event(Event::Applied(StoredPolicy { status: told, ..stored(1, json!({})) }));
+        assert_eq!(keeper.stuck(&keeper.entries["default"]), Some(4));
+        keeper.world.set_stuck(Some(HashMap::from([("default".to_owned(), 2)])));
+        assert_eq!(keeper.stuck(&keeper.entries["default"]), Some(2));
+        keeper.world.set_stuck(Some(HashMap::new()));
+        assert_eq!(keeper.stuck(&keeper.entries["default"]), Some(0));
+        keeper.world.set_stuck(None);
+        assert_eq!(keeper.stuck(&keeper.entries["default"]), Some(4));
     }
 
     #[test]

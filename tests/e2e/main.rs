@@ -35,4 +35,5 @@ mod overrides;
 mod policies;
 mod signals;
 mod unobserved;
+mod watcher;
 mod whole_cluster;

@@ -2,7 +2,7 @@
 # The tests in a real cluster: bring up rollout-guard-test, load the images, run
 # `cargo test --test e2e`, delete the cluster (not with KEEP=1). Arguments are
 # for the test binary. For the tests: KUBECONFIG, PATH, CLUSTER, NODE, NODE_EXEC
-# (see cluster.sh env), IMAGE (the guard's reference) and SAMPLE_IMAGE.
+# (see cluster.sh env), IMAGE (the guard's reference), SAMPLE_IMAGE and KWOK.
 . "$(dirname "$0")/lib.sh"
 cluster=rollout-guard-test
 
@@ -29,7 +29,8 @@ eval "$("$HERE/cluster.sh" env "$cluster")"
 # The tag is the binary's hash, so that a cluster that was kept runs this build
 # and not an earlier one of the same name.
 IMAGE=$(IMAGE_TAG=${IMAGE_TAG:-content} "$HERE/image.sh" all "$cluster" | tail -n 1)
-export IMAGE SAMPLE_IMAGE=localhost/sample
+KWOK=$("$HERE/kwok.sh")
+export IMAGE SAMPLE_IMAGE=localhost/sample KWOK
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$("$HERE/cargo-target.sh")}
 export CARGO_TARGET_DIR
 cd "$ROOT"

@@ -22,14 +22,18 @@ use rollout_guard::{
     cluster::{
         ClusterError,
         access::{Access, User},
+        announcements::Announcements,
     },
-    core::policy::{Policy, PolicySet, compile},
+    core::{
+        key::Key,
+        policy::{Policy, PolicySet, compile},
+    },
     telemetry::Metrics,
     webhook::{
         judge::Judge,
         router::{Capacity, router},
-        world::World,
     },
+    world::World,
 };
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -129,11 +133,43 @@ impl Access for Asked {
     }
 }
 
+/// The announcements that were taken away, in a test.
+#[derive(Clone, Default)]
+pub struct Retracted {
+    calls: Arc<std::sync::Mutex<Vec<(String, String)>>>,
+    fails: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Retracted {
+    /// From which Deployments, by name and uid, in order.
+    pub fn calls(&self) -> Vec<(String, String)> {
+        self.calls.lock().expect("not poisoned").clone()
+    }
+
+    /// From now on the API server does not answer.
+    pub fn fail(&self) {
+        self.fails.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Announcements for Retracted {
+    fn retract<'a>(&'a self, key: &'a Key, uid: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        self.calls.lock().expect("not poisoned").push((key.to_string(), uid.to_owned()));
+        let fails = self.fails.load(Ordering::SeqCst);
+        let error = || ClusterError::Timeout { what: "retract".to_owned(), seconds: 1 };
+        futures::future::ready(if fails { Err(error()) } else { Ok(()) }).boxed()
+    }
+}
+
+/// The guard's own user, in a test.
+pub const GUARD: &str = "system:serviceaccount:rollout-guard:rollout-guard";
+
 /// The real router over policies and an answer of the test's.
 #[derive(Clone)]
 pub struct Door {
     pub router: Router,
     pub access: Asked,
+    pub retracted: Retracted,
     pub metrics: Metrics,
     pub world: World,
 }
@@ -152,15 +188,17 @@ impl Door {
         answer: Answers,
         capacity: Capacity,
     ) -> Self {
-        let (world, metrics, access) = (World::new("rollout-guard"), Metrics::default(), Asked::new(answer));
+        let (metrics, access, retracted) = (Metrics::default(), Asked::new(answer), Retracted::default());
+        let world = World::running_as("rollout-guard", "rollout-guard");
         world.set_policies(PolicySet::new(policies));
         let judge = Judge {
             world: world.clone(),
             access: Arc::new(access.clone()),
+            announcements: Arc::new(retracted.clone()),
             metrics: metrics.clone(),
             docs: "docs/reasons.md".into(),
         };
-        Self { router: router(judge, capacity), access, metrics, world }
+        Self { router: router(judge, capacity), access, retracted, metrics, world }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {

@@ -25,7 +25,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "rollout-guard.podLabels" -}}
 {{ include "rollout-guard.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/component: webhook
+app.kubernetes.io/component: guard
 app.kubernetes.io/part-of: rollout-guard
 {{- end }}
 
@@ -86,6 +86,11 @@ matchExpressions:
 {{- end }}
 {{- end }}
 
+{{- /* No name that the guard gives to a fallback, which is rollout-guard-<policy>, can be this one. */}}
+{{- define "rollout-guard.recordsPolicyName" -}}
+records.{{ include "rollout-guard.fullname" . }}
+{{- end }}
+
 {{- /* Annotations of both webhook configurations with cert-manager. */}}
 {{- define "rollout-guard.caAnnotations" -}}
 annotations:
@@ -105,11 +110,11 @@ annotations:
 {{- fail "serviceAccount.name must not be \"default\" while rbac.create is true: every pod of the namespace would get the guard's rights" }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- if has .name (list "POD_NAME" "POD_NAMESPACE") }}
+{{- if has .name (list "POD_NAME" "POD_NAMESPACE" "POD_SERVICE_ACCOUNT") }}
 {{- fail (printf "extraEnv must not set %s: the chart sets it" .name) }}
 {{- end }}
 {{- end }}
-{{- $set := list "listen" "admin-listen" "namespace" "service" "validating-webhook-configuration" "mutating-webhook-configuration" "certificates" "certificate-secret" "certificate-dir" "client-ca" "fallback" "drain-delay" "drain-timeout" "max-in-flight" "max-connections" "docs-url" "log-format" "log-level" }}
+{{- $set := list "listen" "admin-listen" "namespace" "service" "validating-webhook-configuration" "mutating-webhook-configuration" "certificates" "certificate-secret" "certificate-dir" "client-ca" "fallback" "drain-delay" "drain-timeout" "max-in-flight" "max-connections" "lease" "identity" "service-account" "rollbacks-per-namespace" "rollbacks-per-cluster" "rollbacks-per-hour" "stuck-at-least" "stuck-percent" "docs-url" "log-format" "log-level" }}
 {{- range .Values.extraArgs }}
 {{- $flag := splitList "=" . | first | trimPrefix "--" }}
 {{- if has $flag $set }}

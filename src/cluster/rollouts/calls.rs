@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::{Notice, Part, Rollouts};
 use crate::{
-    api::record::{RolloutRecord, RolloutRecordStatus, TargetRef},
+    api::record::{RolloutRecord, RolloutRecordStatus},
     cluster::{
         CALL_TIMEOUT, Cluster, ClusterError, FIELD_MANAGER, call_within,
         records::{self, StoredRecord},
@@ -137,7 +137,7 @@ impl Rollouts for Cluster {
         let what = format!("read the RolloutRecord of Deployment {key}");
         let request =
             path::<RolloutRecord>(&key.namespace).get(&records::name(&key.name), &GetParams::default());
-        Ok(found(self.ask(what, request).await)?.map(stored))
+        Ok(found(self.ask(what, request).await)?.map(StoredRecord::read))
     }
 
     async fn create_record(&self, key: &Key, uid: &str) -> Result<StoredRecord, ClusterError> {
@@ -162,7 +162,7 @@ impl Rollouts for Cluster {
         });
         let what = format!("create the RolloutRecord of Deployment {key}");
         let request = path::<RolloutRecord>(&key.namespace).create(&by_us(), record.to_string().into_bytes());
-        Ok(stored(self.ask(what, request).await?))
+        Ok(StoredRecord::read(self.ask(what, request).await?))
     }
 
     async fn delete_record(&self, record: &StoredRecord) -> Result<(), ClusterError> {
@@ -199,7 +199,7 @@ impl Rollouts for Cluster {
             &by_us(),
             body.to_string().into_bytes(),
         );
-        Ok(stored(self.ask(what, request).await?))
+        Ok(StoredRecord::read(self.ask(what, request).await?))
     }
 
     async fn patch(&self, key: &Key, part: Part, patch: &Patch) -> Result<Value, ClusterError> {
@@ -302,29 +302,6 @@ fn controlled_by(object: &Value, kind: &str, uid: &str) -> bool {
             && owner["kind"] == kind
             && owner["apiVersion"].as_str().is_some_and(|version| version.starts_with("apps/"))
     })
-}
-
-/// A RolloutRecord as it came. What cannot be read of it is empty, and so it is nobody's record.
-fn stored(mut record: Value) -> StoredRecord {
-    let target: TargetRef = serde_json::from_value(taken(&mut record, "/spec/targetRef")).unwrap_or_default();
-    let status = taken(&mut record, "/status");
-    let metadata = &record["metadata"];
-    let text = |field: &str| metadata[field].as_str().unwrap_or_default().to_owned();
-    let owners = metadata["ownerReferences"].as_array();
-    let mut owner_uids = owners
-        .into_iter()
-        .flatten()
-        .filter(|owner| owner["kind"] == "Deployment" && owner["apiVersion"] == "apps/v1")
-        .filter_map(|owner| owner["uid"].as_str());
-    StoredRecord {
-        namespace: text("namespace"),
-        name: text("name"),
-        uid: text("uid"),
-        resource_version: text("resourceVersion"),
-        owner_uid: owner_uids.next().unwrap_or_default().to_owned(),
-        target,
-        status: serde_json::from_value(status).unwrap_or_default(),
-    }
 }
 
 /// The last lines of a log, as many whole characters as fit.

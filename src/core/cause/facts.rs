@@ -66,6 +66,8 @@ pub struct ContainerFacts {
     pub image: String,
     /// Whether it is an init container.
     pub init: bool,
+    /// Whether it is a sidecar: an init container that goes on running (`restartPolicy: Always`).
+    pub sidecar: bool,
     /// Whether the kubelet has reported a status of it.
     pub reported: bool,
     /// `ready`.
@@ -206,7 +208,7 @@ impl PodEvent {
 }
 
 impl ContainerFacts {
-    /// How it ended last, where it does not run now or ran before.
+    /// Returns how it ended last, if it ever did.
     pub fn last_end(&self) -> Option<&Terminated> {
         self.terminated.as_ref().or(self.last_terminated.as_ref())
     }
@@ -225,7 +227,7 @@ fn read_containers<'a>(
     });
     // A status without its spec is odd, but tells as much.
     let others = list(statuses)
-        .filter(move |status| !status["name"].as_str().is_some_and(|name| named(specs, name).is_some()))
+        .filter(move |status| status["name"].as_str().is_none_or(|name| named(specs, name).is_none()))
         .map(move |status| container(&Value::Null, status, init));
     of_spec.chain(others)
 }
@@ -239,6 +241,7 @@ fn container(spec: &Value, status: &Value, init: bool) -> ContainerFacts {
         name: either("name"),
         image: either("image"),
         init,
+        sidecar: init && spec["restartPolicy"].as_str() == Some("Always"),
         reported: status.is_object(),
         ready: status["ready"].as_bool().unwrap_or(false),
         started: status["started"].as_bool(),

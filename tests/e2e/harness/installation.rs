@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     Run,
     cluster::{json, kubectl},
-    deployment, restore, say,
+    deployment, kwok, restore, say,
     scenario::{LABEL, condition},
     seconds,
     wait::holds,
@@ -48,6 +48,7 @@ pub fn installed() {
 /// Removes what an earlier run or a person left.
 fn clean() {
     kubectl(["delete", "namespaces", "-l", LABEL, "--wait=false"]).succeeds();
+    kwok::delete_nodes();
     if Run::new("helm").args(["status", NAME, "-n", NAME]).done().ok() {
         uninstall();
     }
@@ -55,10 +56,22 @@ fn clean() {
         let left = pods()?;
         holds(left.is_empty(), format!("{left:?}"))
     });
-    // Helm keeps the CRD, and never updates it.
-    kubectl(["delete", "crd", "rolloutpolicies.rollout-guard.io", "--ignore-not-found"]).succeeds();
+    // Helm keeps the CRDs, and never updates them.
+    for kind in ["rolloutpolicies", "rolloutrecords"] {
+        let crd = format!("{kind}.rollout-guard.io");
+        kubectl(["delete", "crd", &crd, "--ignore-not-found"]).succeeds();
+    }
     kubectl(["delete", "secret", SECRET, "-n", NAME, "--ignore-not-found"]).succeeds();
 }
+
+/// Rollbacks of scenarios that run side by side: the chart's own limits would let them stop each other.
+const LIMITS: [&str; 5] = [
+    "watcher.limits.rollbacksPerCluster=50",
+    "watcher.limits.rollbacksPerHour=10000",
+    "watcher.limits.rollbacksPerNamespace=10",
+    "watcher.limits.stuckAtLeast=1000",
+    "rbac.podLogs=true",
+];
 
 /// Installs or upgrades the chart, with the chart's own values but for the image and `settings`, and waits until
 /// everything about it is ready.
@@ -67,13 +80,14 @@ pub fn install(settings: &[&str]) {
     wait_ready();
 }
 
-/// `helm upgrade --install` with the chart's own values but for the image and `settings`.
+/// `helm upgrade --install` with the chart's own values but for the image, [`LIMITS`] and `settings`.
 pub fn upgrade(settings: &[&str]) -> Run {
     let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/rollout-guard");
     let chart = env::var_os("CHART").map_or_else(ours, Into::into);
     let image = image();
     let (repository, tag) = image.rsplit_once(':').unwrap_or((&image, "latest"));
-    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    // Of two that set the same the last counts.
+    let settings = LIMITS.iter().chain(settings).flat_map(|setting| ["--set", setting]);
     Run::new("helm")
         .args(["upgrade", "--install", NAME])
         .arg(chart)

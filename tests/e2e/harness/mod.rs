@@ -2,8 +2,10 @@
 
 pub mod cluster;
 pub mod installation;
+pub mod kwok;
 pub mod policy;
 pub mod process;
+pub mod record;
 pub mod scenario;
 pub mod stream;
 pub mod wait;

@@ -201,6 +201,7 @@ impl Scenario {
         look(&["get", "deployments,replicasets,pods,quota", "-o", "wide"]);
         look(&["get", "events", "--sort-by=.lastTimestamp"]);
         look(&["get", "rolloutpolicies", "-o", "wide"]);
+        look(&["get", "rolloutrecords", "-o", "yaml"]);
         self.say(&installation::logs(60));
     }
 }

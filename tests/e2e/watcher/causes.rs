@@ -1,0 +1,257 @@
+//! Causes that are rolled back.
+
+use serde_json::{Value, json};
+
+use super::{container, missing_image, registry, without_settings};
+use crate::harness::{
+    Scenario,
+    cluster::kubectl,
+    deployment,
+    record::{is_announced, outcome, short, verdict},
+    restore,
+    scenario::is_unobserved,
+    seconds,
+    wait::holds,
+    wait_until,
+    workload::image_of,
+};
+
+#[test]
+fn an_image_that_is_not_found_is_rolled_back_and_told_once() {
+    let s = Scenario::shared("image-not-found");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &missing_image());
+    let record = pushed.is_safe("Image");
+    assert!(words(&record).contains("not found"), "{record}");
+    let said = s.is_told_once("web", "RolloutStuck");
+    assert!(said.contains("not found"), "{said}");
+    // Whoever still waits for the push hears of it, for as long as the policy says.
+    assert!(is_announced(&s.deployment("web")), "{}", s.deployment("web")["status"]);
+    s.announcement_ends("web");
+    assert_eq!(image_of(&s.deployment("web")), "localhost/sample:v1");
+    // Nothing of it was told again meanwhile.
+    for reason in ["RolloutStuck", "RolledBack", "RollbackVerified"] {
+        s.is_told_once("web", reason);
+    }
+}
+
+#[test]
+fn an_image_that_may_not_be_pulled_is_rolled_back() {
+    let s = Scenario::shared("image-unauthorised");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let record = s.pushes("web", &container(json!({"image": registry::image("private")}))).is_safe("Image");
+    assert!(words(&record).contains("401"), "{record}");
+}
+
+#[test]
+fn a_crash_loop_is_rolled_back() {
+    let s = Scenario::shared("crash-loop");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |d| {
+        // Else the second before each crash would do for a good revision.
+        d["spec"]["minReadySeconds"] = json!(2);
+    }));
+    s.pushes("web", &container(json!({"args": ["crash"]}))).is_safe("Application");
+}
+
+/// For containers that end at once: without a readiness probe they count as ready until they do, twice in a row as
+/// the first restart comes at once, and `goodAfter` must be longer than that.
+fn patient() -> Value {
+    let mut policy = short();
+    policy["watch"]["goodAfter"] = json!("4s");
+    policy
+}
+
+/// Creates a Deployment that is good under [`patient`].
+fn create_good_for_longer(s: &Scenario) {
+    s.create_complete(&deployment("web", |_| {}));
+    s.is_complete_for("web", seconds(6));
+}
+
+#[test]
+fn a_container_that_runs_out_of_memory_is_rolled_back() {
+    let s = Scenario::shared("out-of-memory");
+    let _policy = s.put_in_force("short", patient());
+    create_good_for_longer(&s);
+    let limited = container(json!({"args": ["oom"], "resources": {"limits": {"memory": "16Mi"}}}));
+    let record = s.pushes("web", &limited).is_safe("Application");
+    assert!(words(&record).contains("memory") || words(&record).contains("OOMKilled"), "{record}");
+}
+
+/// What `exit` prints before it ends.
+const LAST_WORDS: &str = "ending with status 3 on purpose";
+
+/// Without a readiness probe the rollout is complete for a moment, and then for ever "successfully progressed".
+#[test]
+fn a_container_that_ends_at_once_is_rolled_back_and_its_last_words_are_kept() {
+    let s = Scenario::shared("exit-logs");
+    let mut policy = patient();
+    policy["evidence"] = json!({"logs": true});
+    let _policy = s.put_in_force("short", policy);
+    create_good_for_longer(&s);
+    let pushed = s.pushes("web", &container(json!({"args": ["exit", "3"]})));
+    let record = s.wait_for_record("the last words are kept", "web", |record| {
+        record["status"]["cause"]["evidence"].to_string().contains(LAST_WORDS)
+    });
+    assert_eq!(record["status"]["cause"]["type"], "Application");
+    let record = pushed.is_safe("Application");
+    assert!(words(&record).contains('3'), "{record}");
+}
+
+#[test]
+fn without_the_policys_permission_no_line_of_a_log_is_kept() {
+    let s = Scenario::shared("exit");
+    let _policy = s.put_in_force("short", patient());
+    create_good_for_longer(&s);
+    let pushed = s.pushes("web", &container(json!({"args": ["exit", "3"]})));
+    // Looked at each time: what is kept while it is stuck may be gone afterwards.
+    let record = s.wait_for_record("the rollback is verified", "web", |record| {
+        assert!(!record.to_string().contains("on purpose"), "{record}");
+        outcome(record) == "Succeeded"
+    });
+    let rollback = &record["status"]["rollback"];
+    assert_eq!(rollback["cause"], "Application", "{rollback}");
+    pushed.is_safe("Application");
+    let events = s.json(["get", "events"]).to_string();
+    assert!(!events.contains("on purpose"), "{events}");
+}
+
+#[test]
+fn a_pod_that_never_gets_ready_is_rolled_back_at_the_progress_deadline() {
+    let s = Scenario::shared("never-ready");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |d| {
+        let probe = json!({"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1});
+        d["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = probe;
+        d["spec"]["progressDeadlineSeconds"] = json!(5);
+    }));
+    s.pushes("web", &container(json!({"args": ["unready"]}))).is_safe("Application");
+}
+
+#[test]
+fn a_deadline_that_passes_without_a_cause_is_rolled_back() {
+    let s = Scenario::shared("deadline");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(5)));
+    // All containers are well; the pod is not, as nobody says the word that it waits for.
+    let gate =
+        json!({"spec": {"template": {"spec": {"readinessGates": [{"conditionType": "example.com/word"}]}}}});
+    s.pushes("web", &gate).is_safe("Unknown");
+}
+
+#[test]
+fn a_missing_configmap_is_rolled_back() {
+    let s = Scenario::shared("missing-configmap");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let record = s.pushes("web", &without_settings()).is_safe("Configuration");
+    assert!(words(&record).contains("settings"), "{record}");
+}
+
+#[test]
+fn a_missing_secret_of_a_volume_is_rolled_back() {
+    let s = Scenario::shared("missing-secret");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let mut mounts = container(json!({"volumeMounts": [{"name": "keys", "mountPath": "/keys"}]}));
+    mounts["spec"]["template"]["spec"]["volumes"] =
+        json!([{"name": "keys", "secret": {"secretName": "keys"}}]);
+    let record = s.pushes("web", &mounts).is_safe("Configuration");
+    // The pod itself does not say so: the only words are those of an event.
+    assert!(words(&record).contains("secret") && words(&record).contains("not found"), "{record}");
+}
+
+#[test]
+fn fault_47_a_quota_on_replica_sets_is_rolled_back_to_the_last_good_revision_and_not_one_further() {
+    let s = Scenario::shared("replicaset-quota");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    s.accepts("web", |push| push.image("v2"));
+    s.completes("web");
+    s.becomes_good("web");
+    s.wait_for_record("v2 is good", "web", |record| verdict(record) == "Good");
+    s.allow_no_more_replica_sets();
+    let pushed = s.pushes("web", &container(json!({"image": "localhost/sample:v3"})));
+    s.wait_for("the push is unobserved", "web", is_unobserved);
+    let record = pushed.is_safe("ReplicaSetCreate");
+    assert!(words(&record).contains("exceeded quota"), "{record}");
+    let after = s.deployment("web");
+    assert_eq!(image_of(&after), "localhost/sample:v2");
+    assert!(!is_unobserved(&after), "{}", after["status"]);
+    assert_eq!(record["status"]["rollback"]["toRevision"], 2, "{record}");
+    // The quota still stands; nothing more is needed than what is there.
+    let sets = s.json(["get", "replicasets"]);
+    assert_eq!(sets["items"].as_array().map(Vec::len), Some(2), "{sets}");
+}
+
+#[test]
+fn fault_47_a_replica_set_that_another_admission_denies_is_rolled_back() {
+    let s = Scenario::shared("replicaset-denied");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let _denial = denies_replica_sets_of(&s, "localhost/sample:v3");
+    let record =
+        s.pushes("web", &container(json!({"image": "localhost/sample:v3"}))).is_safe("ReplicaSetCreate");
+    assert!(words(&record).contains("v3 is not allowed here"), "{record}");
+    let after = s.deployment("web");
+    assert!(!is_unobserved(&after), "{}", after["status"]);
+}
+
+/// Lets nobody create a ReplicaSet of `image` in the scenario's namespace, until the returned value is dropped.
+fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
+    let name = s.namespace.clone();
+    let version = image.rsplit(':').next().unwrap_or_default();
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s.namespace}},
+                "resourceRules": [{
+                    "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"],
+                    "resources": ["replicasets"],
+                }],
+            },
+            "validations": [{
+                "expression": format!("object.spec.template.spec.containers.all(c, c.image != '{image}')"),
+                "message": format!("{version} is not allowed here"),
+            }],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": ["Deny"]},
+    });
+    let both = json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]});
+    kubectl(["create", "-f", "-"]).input(both.to_string()).succeeds();
+    let denial = restore("allow all ReplicaSets again", move || {
+        let kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings";
+        kubectl(["delete", kinds, &name, "--ignore-not-found", "--wait=false"]).done();
+    });
+    let template = deployment("probe", |d| {
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
+    });
+    let set = json!({
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "probe"},
+        "spec": {"selector": template["spec"]["selector"], "template": template["spec"]["template"]},
+    });
+    wait_until("the denial is in force", seconds(20), || {
+        let probe = ["create", "--dry-run=server", "-n", &s.namespace, "-f", "-"];
+        let done = kubectl(probe).input(set.to_string()).done();
+        holds(done.words().contains("is not allowed here"), done.report())
+    });
+    denial
+}
+
+/// All that a record says of why it was rolled back.
+fn words(record: &Value) -> String {
+    let status = &record["status"];
+    format!("{} {}", status["rollback"]["message"], status["cause"])
+}

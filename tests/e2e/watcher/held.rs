@@ -1,0 +1,161 @@
+//! What is not rolled back, and said instead.
+
+use serde_json::json;
+
+use super::{container, missing_image, registry, without_settings};
+use crate::harness::{
+    Scenario,
+    cluster::kubectl,
+    deployment,
+    record::{Pushed, is_announced, short},
+    scenario::condition,
+    seconds,
+    wait::holds,
+    wait_until,
+};
+
+#[test]
+fn fault_38_a_registry_that_fails_is_no_reason_to_roll_back() {
+    let s = Scenario::shared("registry-fails");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &container(json!({"image": registry::image("broken")})));
+    let words = pushed.is_held("Registry");
+    assert!(words.contains("Registry"), "{words}");
+}
+
+#[test]
+fn fault_38_a_registry_that_nobody_answers_for_is_no_reason_to_roll_back() {
+    let s = Scenario::shared("registry-stopped");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &container(json!({"image": registry::image_of_nobody()})));
+    pushed.is_held("Registry");
+    assert!(s.record("web")["status"]["cause"].to_string().contains("connection refused"));
+}
+
+#[test]
+fn fault_39_a_pod_that_fits_no_node_is_held() {
+    let s = Scenario::shared("unschedulable");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
+    let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"nobody": "has-this"}}}}});
+    let words = s.pushes("web", &nowhere).is_held("Capacity");
+    assert!(words.contains("Capacity"), "{words}");
+}
+
+#[test]
+fn fault_39_a_quota_on_pods_is_held() {
+    let s = Scenario::shared("pod-quota");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
+    s.kubectl(["create", "quota", "pods", "--hard=pods=1"]).succeeds();
+    wait_until("the quota counts", seconds(30), || {
+        let quota = s.json(["get", "quota", "pods"]);
+        holds(quota["status"]["used"]["pods"] == "1", quota["status"].to_string())
+    });
+    s.pushes("web", &container(json!({"image": "localhost/sample:v2"}))).is_held("Capacity");
+    assert!(s.record("web")["status"]["cause"].to_string().contains("exceeded quota"));
+}
+
+#[test]
+fn fault_41_the_only_revision_is_held() {
+    let s = Scenario::shared("only-revision");
+    let _policy = s.short_policy();
+    let image = registry::image("missing");
+    let pushed = Pushed::first(&s, "web");
+    s.create(&deployment("web", |d| {
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
+    }));
+    let words = pushed.is_held("Image");
+    assert!(words.contains("no good revision"), "{words}");
+    assert_eq!(s.generation("web"), 1);
+}
+
+/// The old ReplicaSet goes as soon as the new one is complete. It is so twice for two seconds, as the first restart
+/// comes at once, and would be good only after eight.
+#[test]
+fn fault_41_without_a_history_a_late_failure_is_held() {
+    let s = Scenario::shared("no-history");
+    let mut policy = short();
+    policy["watch"]["goodAfter"] = json!("8s");
+    policy["defaults"] = json!({"minRevisionHistoryLimit": null});
+    let _policy = s.put_in_force("short", policy);
+    s.create_complete(&deployment("web", |d| d["spec"]["revisionHistoryLimit"] = json!(0)));
+    s.is_complete_for("web", seconds(10));
+    let pushed = s.pushes("web", &container(json!({"args": ["crash", "2"]})));
+    wait_until("the old ReplicaSet is gone", seconds(30), || {
+        let sets = s.json(["get", "replicasets"]);
+        let images = sets["items"].as_array().map_or(0, Vec::len);
+        holds(images == 1 && sets.to_string().contains("crash"), sets.to_string())
+    });
+    let words = pushed.is_held("Application");
+    assert!(words.contains("no good revision"), "{words}");
+    assert_eq!(s.deployment("web")["spec"]["revisionHistoryLimit"], 0);
+}
+
+/// The other Deployment has the same trouble at the same time, and is the clock of this scenario.
+#[test]
+fn fault_44_while_a_deployment_is_paused_it_is_left_alone() {
+    let s = Scenario::shared("paused");
+    let mut policy = short();
+    // Long enough to pause before it.
+    policy["watch"]["earlyFailureAfter"] = json!("4s");
+    let _policy = s.put_in_force("short", policy);
+    s.create_complete(&deployment("other", |_| {}));
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &without_settings());
+    s.kubectl(["rollout", "pause", "deployment/web"]).succeeds();
+    let other = s.pushes("other", &without_settings());
+    other.is_safe("Configuration");
+    let record = s.wait_for_record("it is paused", "web", |r| r["status"]["phase"] == "Paused");
+    let deployment = s.deployment("web");
+    assert_eq!(deployment["spec"]["paused"], true);
+    assert!(record["status"]["rollback"].is_null(), "{record}");
+    assert!(deployment["spec"]["template"] != pushed.good["spec"]["template"], "put back: {deployment}");
+    assert!(!is_announced(&deployment), "{}", deployment["status"]);
+    assert!(s.events("web", "RolledBack").is_empty(), "told of a rollback");
+    s.kubectl(["rollout", "resume", "deployment/web"]).succeeds();
+    pushed.counted_from_now().is_safe("Configuration");
+}
+
+#[test]
+fn in_manual_mode_the_command_is_said_and_works() {
+    let s = Scenario::shared("manual");
+    let mut policy = short();
+    policy["rollback"]["mode"] = json!("Manual");
+    let _policy = s.put_in_force("manual", policy);
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &missing_image());
+    let words = pushed.is_held("Image");
+    let record = s.record("web");
+    let told = condition(&record, "RolledBack");
+    assert_eq!((&told["status"], &told["reason"]), (&json!("False"), &json!("Manual")), "{record}");
+    let message = told["message"].as_str().unwrap_or_default();
+    let command = message.find("kubectl ").map(|start| message[start..].trim_end_matches('.'));
+    let command = command.unwrap_or_else(|| panic!("no command: {message}; {words}"));
+    let args = command.split_whitespace().skip(1);
+    kubectl(args).succeeds();
+    s.completes("web");
+    assert_eq!(s.deployment("web")["spec"]["template"], pushed.good["spec"]["template"]);
+    // It was a person's rollback: nothing is Bad.
+    assert!(!s.record("web").to_string().contains("\"Bad\""), "{}", s.record("web"));
+}
+
+/// The other Deployment has the same trouble at the same time, and is the clock of this scenario.
+#[test]
+fn fault_46_where_rollbacks_are_off_nothing_is_written() {
+    let s = Scenario::shared("off");
+    let mut on = short();
+    on["selector"] = json!({"matchLabels": {"app": "other"}});
+    let mut off = short();
+    off["selector"] = json!({"matchLabels": {"app": "web"}});
+    off["rollback"]["mode"] = json!("Off");
+    let _policies = [s.put_in_force("on", on), s.put_in_force("off", off)];
+    s.create_complete(&deployment("other", |_| {}));
+    s.create_good(&deployment("web", |_| {}));
+    let pushed = s.pushes("web", &without_settings());
+    s.pushes("other", &without_settings()).is_safe("Configuration");
+    pushed.is_untouched(&s.record("web"));
+    assert!(s.events("web", "RollbackVerified").is_empty(), "told of a rollback");
+}
