@@ -444,6 +444,7 @@ fn every_right_to_read_is_one_of_these() {
         "list admissionregistration.k8s.io/validatingadmissionpolicies",
         "list admissionregistration.k8s.io/validatingadmissionpolicybindings",
         "list admissionregistration.k8s.io/validatingwebhookconfigurations named rollout-guard",
+        "get apps/deployments",
         "list apps/deployments",
         "list rollout-guard.io/rolloutpolicies",
         "list rollout-guard.io/rolloutrecords",
@@ -455,7 +456,6 @@ fn every_right_to_read_is_one_of_these() {
         "watch rollout-guard.io/rolloutrecords",
     ];
     let watcher = [
-        "get apps/deployments",
         "get coordination.k8s.io/leases named kube-controller-manager",
         "get coordination.k8s.io/leases named rollout-guard",
         "get rollout-guard.io/rolloutrecords",

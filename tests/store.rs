@@ -433,8 +433,8 @@ async fn the_stream_lists_by_pages_and_gives_every_byte_as_it_was_sent() {
     });
     assert_eq!(told(&cluster, 6).await, wanted);
     let asked = asked.0.lock().expect("whole").clone();
-    assert_eq!(asked[0], "/apis/apps/v1/deployments?&limit=50");
-    assert_eq!(asked[1], "/apis/apps/v1/deployments?&limit=50&continue=next");
+    assert_eq!(asked[0], "/apis/apps/v1/deployments?&limit=25");
+    assert_eq!(asked[1], "/apis/apps/v1/deployments?&limit=25&continue=next");
     assert!(asked[2].starts_with("/apis/apps/v1/deployments?&watch=true&"), "{}", asked[2]);
     assert!(asked[2].ends_with("&resourceVersion=50"), "{}", asked[2]);
 }

@@ -225,6 +225,9 @@ pub struct RecordRollback {
     pub cause: CauseType,
     /// Why, in words.
     pub message: String,
+    /// Facts that anybody could check then, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
     /// When the template that was rolled back from was first seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pushed_at: Option<Time>,

@@ -1,10 +1,11 @@
 //! All Deployments, watched as the raw JSON that the API server sends.
 //!
 //! ```text
-//!  list, 50 a page ──▶ watch ──▶ watch … ──▶ (410: list again)
+//!  list, 25 a page ──▶ watch ──▶ watch … ──▶ (410: list again)
 //! ```
 //!
-//! Pages of 50 and no streaming list: a page of large Deployments is a megabyte, every API server knows pages, and
+//! Pages of 25 and no streaming list: a page is read whole, three times over while it is parsed, and by pages of 50 the
+//! process is 4 MiB larger (docs/performance.md). Every API server knows pages, and
 //! where streaming lists are switched off pages would be needed anyway. The pages are read without a
 //! resourceVersion: with `0` the API server passes over `limit` and answers with everything at once, from a cache that
 //! may be behind what was seen before.
@@ -24,7 +25,7 @@ use super::{
 use crate::core::key::Key;
 
 /// Objects in one answer to a list.
-const PAGE: u32 = 50;
+const PAGE: u32 = 25;
 
 /// A Deployment as the API server sent it.
 #[derive(Clone)]

@@ -154,12 +154,21 @@ pub fn fold(
     // One that was created, and not written to yet, knows nothing.
     let Some(old) = old.filter(|old| old.template_hash.is_some()) else { return first(seen, policy, now) };
     let mut next = old.clone();
+    not_ahead(&mut next, now);
     if next.template_hash.as_deref() != Some(seen.template.to_string().as_str()) {
         begin(&mut next, seen, now);
     }
     advance(&mut next, seen, policy, now);
     tidy(&mut next, seen, now);
     Some(next)
+}
+
+/// What was written down by a clock that is ahead began now at the latest: nothing waits for that clock's time.
+fn not_ahead(status: &mut RolloutRecordStatus, now: Timestamp) {
+    let latest = second(now);
+    let cause = status.cause.as_mut().map(|cause| &mut cause.since);
+    let times = status.since.iter_mut().chain(&mut status.rollout_started_at).chain(cause);
+    times.filter(|time| time.0 > latest).for_each(|time| time.0 = latest);
 }
 
 /// The first record of a Deployment.
@@ -386,6 +395,8 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
             };
             [after, early]
         }
+        // Kubernetes has waited long enough: no need for a record to say since when.
+        Phase::Failed if policy.watch.failed_after.get().is_zero() => [Some(now), early],
         Phase::Failed => [later(since, span(policy.watch.failed_after)), early],
         Phase::Progressing => {
             let begun = status.rollout_started_at.as_ref().map_or(since, |begun| begun.0);
@@ -455,6 +466,7 @@ pub fn intend(
         to_revision: Some(target.revision),
         cause: cause.kind,
         message: cause.message.clone(),
+        evidence: cause.evidence.clone(),
         pushed_at: status.rollout_started_at.clone(),
         started_at: Time(second(now)),
         finished_at: None,
@@ -514,6 +526,8 @@ pub fn second(time: Timestamp) -> Timestamp {
 /// Notes that the template was put back, in the generation that this made.
 pub fn restored(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
     begin(status, seen, now);
+    status.generation = Some(seen.generation);
+    status.observed_generation = Some(seen.observed_generation);
     if let Some(rollback) = &mut status.rollback {
         rollback.generation = Some(seen.generation);
     }

@@ -124,7 +124,7 @@ pub fn plan(
             kind: rollback.cause,
             message: rollback.message.clone(),
             since: rollback.started_at.clone(),
-            evidence: status.cause.as_ref().map(|cause| cause.evidence.clone()).unwrap_or_default(),
+            evidence: rollback.evidence.clone(),
         };
         let set = seen.replica_sets.into_iter().flatten().find(|set| set.template.to_string() == rollback.to);
         return match (permitted(policy), set, breaker) {

@@ -31,7 +31,7 @@ use crate::{
     core::{
         breaker::{Busy, Why},
         cause::{self, Cause, PodEvent, PodFacts, ReplicaSetFacts},
-        conditions,
+        conditions::{self, Telling},
         key::Key,
         policy::{Labels, Policy},
         record::{self, Before, Progress, Seen, Set, later, span},
@@ -174,23 +174,29 @@ impl<R: Rollouts> Reconciler<R> {
             Some(record) if record.is_of(key, &look.uid) => (Some(record), None),
             other => (None, other),
         };
+        let known = own.as_ref().and_then(|record| record.status.generation);
+        if known > deployment["metadata"]["generation"].as_i64() {
+            // Generations only grow: this is what was there before.
+            return Err(ReconcileError::Changed);
+        }
         let deployment = self.keep_promises(&look, own.as_ref(), deployment).await?;
 
         let snapshot = Snapshot::of(&deployment);
         let template = TemplateHash::of(&deployment["spec"]["template"]);
-        let nothing_known = own.is_none() && memory.before.as_ref().is_none_or(|b| b.template == template);
+        // A record that was created, and not written to yet, is as good as none.
+        let old = own.as_ref().map(|record| &record.status).filter(|old| old.template_hash.is_some());
+        let nothing_known = old.is_none() && memory.before.as_ref().is_none_or(|b| b.template == template);
         if nothing_known && classify(&snapshot) == Phase::Complete {
             self.surroundings.forget(key);
             return Ok(Next::Idle);
         }
         let found = self.replica_sets(&look, &deployment, template).await?;
         let phase = phase(&snapshot, &found);
-        let old = own.as_ref().map(|record| &record.status);
         let settled = old.is_some_and(|old| {
             old.settled_at.is_some() && old.template_hash.as_deref() == Some(template.to_string().as_str())
         });
         // What was complete once and is without a record is no rollout: a node is lost, say.
-        let once_complete = own.is_none()
+        let once_complete = old.is_none()
             && memory.before.is_none()
             && phase == Phase::Progressing
             && snapshot.progressing.as_ref().is_some_and(|c| c.reason == "NewReplicaSetAvailable");
@@ -219,15 +225,14 @@ impl<R: Rollouts> Reconciler<R> {
             return Ok(self.pace(&look, None));
         };
 
-        let plan = self.plan(&look, &status, &seen);
+        let mut plan = self.plan(&look, &status, &seen);
         self.count(&look, &mut status, &seen, &plan, memory);
-        if let Plan::Hold(cause, _) | Plan::Restore(cause, _) = &plan
+        if let Plan::Hold(cause, _) | Plan::Restore(cause, _) = &mut plan
             && !record::is_put_back(&status)
             && status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress)
         {
-            let mut cause = cause.clone();
             self.add_log(&look, &seen, &mut cause.evidence).await;
-            status.cause = Some(cause);
+            status.cause = Some(cause.clone());
         }
         let mut busy = None;
         let begins = status.rollback.as_ref().is_none_or(|rollback| {
@@ -254,16 +259,19 @@ impl<R: Rollouts> Reconciler<R> {
         if status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
             self.surroundings.finish(key);
         }
+        let mut tellings = conditions::tellings(&status, &plan);
         let mut done = plan;
         if let (Plan::Restore(_, set), None) = (&done, busy) {
             let restored = self.restore(&look, &deployment, &mut status, &found, &seen, set).await?;
             done = Plan::Wait(now);
             conditions::set(&mut status, &done, now);
             self.write(&look, record, &status).await?;
-            self.tell(&look, &status, &done, memory).await;
-            self.hand_back(&look, restored).await?;
+            tellings.extend(conditions::tellings(&status, &done));
+            let handed_back = self.hand_back(&look, restored).await;
+            self.tell(&look, tellings, memory).await;
+            handed_back?;
         } else {
-            self.tell(&look, &status, &done, memory).await;
+            self.tell(&look, tellings, memory).await;
         }
         if memory.before.as_ref().is_some_and(|before| before.template != template) {
             memory.before = None;
@@ -579,8 +587,8 @@ impl<R: Rollouts> Reconciler<R> {
     }
 
     /// Writes what is to be told as Events, each once. One that cannot be written is in nobody's way.
-    async fn tell(&self, look: &Look<'_>, status: &RolloutRecordStatus, plan: &Plan, memory: &mut Memory) {
-        for telling in conditions::tellings(status, plan) {
+    async fn tell(&self, look: &Look<'_>, tellings: Vec<Telling>, memory: &mut Memory) {
+        for telling in tellings {
             let fresh = look.now.duration_since(telling.since) < TOLD_WITHIN;
             if !fresh || memory.told.contains(&telling.once) || self.may_write().is_err() {
                 continue;
@@ -672,8 +680,7 @@ fn progress(
             let hash = template.to_string();
             let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
             let begun = known.and_then(|old| old.rollout_started_at.as_ref()).map(|begun| begun.0);
-            let written =
-                if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
+            let written = if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
             let start = begun.or(written).unwrap_or(now).min(now);
             let got_on = snapshot.progressing.as_ref().and_then(|c| c.updated_at).filter(|_| observed);
             let at = got_on.map_or(start, |at| at.clamp(start, now));

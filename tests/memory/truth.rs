@@ -178,13 +178,16 @@ impl State {
         say(snapshot.deleting, "restored while being deleted");
         say(from == to, "restored onto the current template");
         let agreed = self.in_step.is_some_and(|since| self.now.duration_since(since) > secs(300));
-        say(agreed && matches!(fate(tag_of(&old["spec"]["template"])), "good" | "slow"), "restored though it gets on");
+        say(
+            agreed && matches!(fate(tag_of(&old["spec"]["template"])), "good" | "slow"),
+            "restored though it gets on",
+        );
         say(truth.template != from, "restored from a template that is not there");
         say(!truth.sets.contains(&to), "restored onto a template without a ReplicaSet of its own");
         let automatic = self.began.get(&(process, key.clone())).copied().unwrap_or(true);
         say(!self.automatic && !automatic, "restored against the policy");
         say(
-            snapshot.observed_generation < snapshot.generation && !truth.manager_seen,
+            agreed && snapshot.observed_generation < snapshot.generation && !truth.manager_seen,
             "restored though nobody was there to observe",
         );
         let lost = truth.record_lost || truth.forgotten;

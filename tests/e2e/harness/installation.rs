@@ -121,6 +121,18 @@ pub fn wait_ready() {
         }
         Ok(())
     });
+    wait_until("a replica leads and follows", seconds(60), || {
+        let of = |name: &str| {
+            ready_pods().map(|pods| {
+                pods.iter()
+                    .filter_map(|pod| metrics_of(pod).ok())
+                    .map(|text| sum(&text, name, &[]))
+                    .sum::<f64>()
+            })
+        };
+        let (leaders, watched) = (of("rollout_guard_leader")?, of("rollout_guard_watched_deployments")?);
+        holds(leaders == 1.0 && watched > 0.0, format!("{leaders} lead, {watched} watched"))
+    });
     reached();
 }
 

@@ -93,9 +93,9 @@ fn a_container_that_ends_at_once_is_rolled_back_and_its_last_words_are_kept() {
     create_good_for_longer(&s);
     let pushed = s.pushes("web", &container(json!({"args": ["exit", "3"]})));
     let record = s.wait_for_record("the last words are kept", "web", |record| {
-        record["status"]["cause"]["evidence"].to_string().contains(LAST_WORDS)
+        record["status"]["rollback"]["evidence"].to_string().contains(LAST_WORDS)
     });
-    assert_eq!(record["status"]["cause"]["type"], "Application");
+    assert_eq!(record["status"]["rollback"]["cause"], "Application");
     let record = pushed.is_safe("Application");
     assert!(words(&record).contains('3'), "{record}");
 }
@@ -253,5 +253,5 @@ fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
 /// All that a record says of why it was rolled back.
 fn words(record: &Value) -> String {
     let status = &record["status"];
-    format!("{} {}", status["rollback"]["message"], status["cause"])
+    format!("{} {}", status["rollback"], status["cause"])
 }
