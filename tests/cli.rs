@@ -12,7 +12,7 @@ use std::{
 
 use assert_cmd::Command;
 use rollout_guard::core::template::TemplateHash;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn guard() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollout-guard"));
@@ -377,7 +377,7 @@ fn commands(of: &[&str]) -> Vec<String> {
 fn the_help_of_each_command_says_what_it_does_and_shows_examples() {
     let names = commands(&[]);
     assert!(
-        ["webhook", "judge", "check", "certs", "completion"]
+        ["run", "watcher", "webhook", "judge", "check", "certs", "completion"]
             .iter()
             .all(|name| names.contains(&(*name).to_owned())),
         "{names:?}"
@@ -435,12 +435,15 @@ fn a_log_level_that_is_none_is_an_error_for_every_command() {
 
 /// A kubeconfig of a cluster that does not answer.
 fn kubeconfig(dir: &tempfile::TempDir) -> String {
-    file(
-        dir,
-        "kubeconfig",
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}]\n\
-         contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\n",
-    )
+    kubeconfig_of(dir, "127.0.0.1:9")
+}
+
+fn kubeconfig_of(dir: &tempfile::TempDir, address: &str) -> String {
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}]\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\nusers: [{{name: u, user: {{}}}}]\n",
+    );
+    file(dir, "kubeconfig", &text)
 }
 
 #[test]
@@ -544,6 +547,116 @@ fn the_webhook_without_an_answering_cluster_lives_is_not_ready_and_ends_by_a_sig
 fn check_without_a_cluster_ends_with_2_and_says_so() {
     refused(&["check"], &["cluster"]);
     refused(&["check", "--kubeconfig", "/nonexistent/other"], &["/nonexistent/other"]);
+}
+
+/// Serves what `answer` has for a path, for as long as the test runs, and 404 for all else.
+fn api_server(answer: impl Fn(&str) -> Option<(u16, String)> + Send + 'static) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.expect("a connection"));
+            let (mut request, mut line, mut length) = (String::new(), String::new(), 0);
+            stream.read_line(&mut request).expect("read");
+            while {
+                line.clear();
+                stream.read_line(&mut line).expect("read") > 2
+            } {
+                if let Some(given) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = given.trim().parse().expect("a length");
+                }
+            }
+            stream.read_exact(&mut vec![0; length]).expect("read");
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let refusal =
+                |code| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code});
+            let (code, body) = match answer(path) {
+                Some((200, body)) => (200, body),
+                Some((code, _)) => (code, refusal(code).to_string()),
+                None => (404, refusal(404).to_string()),
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {code} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.get_mut().write_all((head + &body).as_bytes());
+        }
+    });
+    address
+}
+
+/// What `check` says of the watcher in a cluster with one replica, which runs by `args`.
+fn check_watcher(args: &[&str], lease: Option<Value>, metrics: (u16, &str)) -> Vec<(String, String)> {
+    let deployments = json!({"kind": "DeploymentList", "apiVersion": "apps/v1", "metadata": {}, "items": [{
+        "metadata": {"name": "guard", "namespace": "ns"},
+        "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [{"name": "c", "args": args}]}}},
+        "status": {"availableReplicas": 1},
+    }]});
+    let pods = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [{
+        "metadata": {"name": "guard-1-x", "namespace": "ns"},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }]});
+    let version = json!({"major": "1", "minor": "37", "gitVersion": "v1.37.2", "gitCommit": "", "gitTreeState": "",
+        "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+    let metrics = (metrics.0, metrics.1.to_owned());
+    let address = api_server(move |path| {
+        let path = path.split('?').next().unwrap_or_default();
+        let found = match path {
+            "/version" => Some(&version),
+            "/apis/apps/v1/namespaces/ns/deployments" => Some(&deployments),
+            "/api/v1/namespaces/ns/pods" => Some(&pods),
+            "/apis/coordination.k8s.io/v1/namespaces/ns/leases/the-lease" => lease.as_ref(),
+            "/api/v1/namespaces/ns/pods/guard-1-x:8080/proxy/metrics" => return Some(metrics.clone()),
+            _ => None,
+        };
+        found.map(|json| (200, json.to_string()))
+    });
+    let dir = directory();
+    let output = run(&["check", "-n", "ns", "-o", "json", "--kubeconfig", &kubeconfig_of(&dir, &address)]);
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), ""), "the rest is not there");
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of_watcher = findings.into_iter().filter(|finding| finding["step"] == "watcher");
+    let told = |finding: Value| {
+        let word = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+        assert_eq!(finding["status"] == "ok", finding["hint"].is_null(), "{finding}");
+        (word("status"), word("message") + "; " + &word("hint"))
+    };
+    of_watcher.map(told).collect()
+}
+
+#[test]
+fn check_says_who_watches_and_what_keeps_it_from_rolling_back() {
+    let lease = |holder: &str, stop: Option<&str>| {
+        let annotations = stop.map(|why| json!({"rollout-guard.io/stop": why}));
+        Some(json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+            "metadata": {"name": "the-lease", "namespace": "ns", "annotations": annotations},
+            "spec": {"holderIdentity": holder, "renewTime": "2026-11-23T20:40:00.000000Z"}}))
+    };
+    let run = ["run", "--lease=the-lease"];
+    let held = || lease("guard-1-x_19a2b", None);
+    let says = "rollout_guard_leader 1\nrollout_guard_watched_deployments 5\n\
+                rollout_guard_breaker_open{reason=\"nodes\"} 0\n# EOF\n";
+    let well =
+        ("ok".to_owned(), "guard-1-x: leads and watches 5 Deployments, the breaker is closed; ".to_owned());
+    assert_eq!(check_watcher(&run, held(), (200, says)), [well.clone()]);
+
+    let told = check_watcher(&run, lease("guard-1-x_19a2b", Some("INC-42")), (200, says));
+    assert_eq!((told.len(), told[0].0.as_str(), &told[1]), (2, "warning", &well), "{told:?}");
+    assert!(told[0].1.contains("INC-42") && told[0].1.contains("annotate lease the-lease"), "{told:?}");
+
+    let told = check_watcher(&run, held(), (200, &says.replace("} 0", "} 1")));
+    assert_eq!((told.len(), told[0].0.as_str(), told[1].0.as_str()), (2, "ok", "warning"), "{told:?}");
+    assert!(told[1].1.contains("too few nodes are ready"), "{told:?}");
+
+    for (args, lease, metrics, status, words) in [
+        (&run[..], held(), (403, ""), "skipped", "the right to get pods/proxy in ns"),
+        (&run, held(), (503, ""), "skipped", "must reach port 8080"),
+        (&run, None, (200, says), "failed", "there is no Lease ns/the-lease"),
+        (&run, lease("guard-0-y_1", None), (200, says), "failed", "guard-0-y holds it"),
+        (&["webhook"], None, (200, says), "ok", "not enabled"),
+    ] {
+        let told = check_watcher(args, lease, metrics);
+        assert_eq!((told.len(), told[0].0.as_str()), (1, status), "{told:?}");
+        assert!(told[0].1.contains(words), "{words:?} is not in {told:?}");
+    }
 }
 
 #[test]

@@ -57,8 +57,40 @@ events_of() {
   run kubectl -n demo get events --field-selector "involvedObject.kind=Deployment,involvedObject.name=$1,source=rollout-guard" \
     --sort-by=.metadata.creationTimestamp -o custom-columns=REASON:.reason,MESSAGE:.message
 }
-# A revision must have been complete for a moment before it counts as good (goodAfter).
-become_good() { sleep 3; }
+# How long a revision must be complete to count as good, in seconds (goodAfter).
+good_after=2
+# of DEPLOYMENT JSONPATH : a field of it
+of() { kubectl -n demo get deployment "$1" -o "jsonpath={$2}"; }
+# become_good DEPLOYMENT : until its complete revision counts as good
+become_good() {
+  if [ -n "$(kubectl -n demo get rolloutrecord "deployment-$1" --ignore-not-found -o name)" ]; then
+    # The record is of the revision of now, and that one has settled.
+    until_record "$1" 'revisions[0].revision' "$(of "$1" '.metadata.annotations.deployment\.kubernetes\.io/revision')"
+    kubectl -n demo wait "rolloutrecord/deployment-$1" --for='jsonpath={.status.settledAt}' --timeout=60s > /dev/null ||
+      wrong "the revision of $1 should have become good"
+    return
+  fi
+  # There is no record of what has only ever been complete: the guard goes by the time that Kubernetes gives.
+  local since
+  since=$(of "$1" '.status.conditions[?(@.type=="Progressing")].lastUpdateTime')
+  since=$(date -d "$since" +%s)
+  while [ "$(date +%s)" -le $((since + good_after)) ]; do sleep 0.2; done
+}
+# waits : how many pushes the guard has told to wait
+waits() {
+  kubectl -n rollout-guard logs -l app.kubernetes.io/name=rollout-guard --tail=-1 | grep -c '"verdict":"wait"' || true
+}
+# lift_quota WAITS : when one more push than these waits
+lift_quota() {
+  local tries=0
+  until [ "$(waits)" -gt "$1" ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 60 ] || wrong "the push should have been told to wait"
+    sleep 0.2
+  done
+  kubectl -n demo delete quota no-replicasets > /dev/null
+  kubectl -n demo annotate deployment/web quota=lifted > /dev/null
+}
 
 say "Install the guard"
 # Helm never updates CRDs, and the cluster may have those of an earlier demo.
@@ -77,7 +109,7 @@ kubectl create namespace demo > /dev/null
 # A policy for the demo alone, with times so short that a push queues for ten seconds and not for a minute, and that
 # a failure is believed after five seconds.
 kubectl label namespace demo demo=yes > /dev/null
-kubectl apply -f - > /dev/null << 'Y'
+kubectl apply -f - > /dev/null << Y
 apiVersion: rollout-guard.io/v1alpha1
 kind: RolloutPolicy
 metadata: {name: demo}
@@ -85,7 +117,7 @@ spec:
   priority: 10
   namespaceSelector: {matchLabels: {demo: "yes"}}
   admission: {maxWaitSeconds: 1}
-  watch: {earlyFailureAfter: 5s, goodAfter: 2s}
+  watch: {earlyFailureAfter: 5s, goodAfter: ${good_after}s}
   rollback: {mode: Manual}
 Y
 kubectl wait rolloutpolicy/demo --for=condition=Ready --timeout=60s > /dev/null
@@ -135,7 +167,7 @@ kubectl -n demo rollout status deployment/web --timeout=120s > /dev/null
 say "A healthy Deployment: a push goes through"
 passes kubectl -n demo set image deployment/web web=localhost/sample:v2
 settles web
-become_good
+become_good web
 
 say "A quota stops new ReplicaSets: the next generation cannot be observed"
 passes kubectl -n demo create quota no-replicasets --hard=count/replicasets.apps=1
@@ -159,15 +191,16 @@ passes kubectl -n demo scale deployment/web --replicas=3
 passes kubectl -n demo annotate deployment/web owner=shop-team
 
 say "The quota is lifted while a push queues: it goes through by itself"
-(sleep 3 && kubectl -n demo delete quota no-replicasets > /dev/null && kubectl -n demo annotate deployment/web quota=lifted > /dev/null) &
+lift_quota "$(waits)" &
+lifting=$!
 passes kubectl -n demo set env deployment/web LOG=debug
-wait
+wait "$lifting"
 settles web
 
 say "From here on it rolls back by itself"
 passes kubectl patch rolloutpolicy demo --type=merge -p '{"spec":{"rollback":{"mode":"Automatic"}}}'
 kubectl wait rolloutpolicy/demo --for='jsonpath={.status.observedGeneration}=2' --timeout=60s > /dev/null
-become_good
+become_good web
 
 say "A registry is down: another revision would not help, so the guard holds, and the next push is refused"
 passes kubectl -n demo set image deployment/web web=localhost/sample:no-such-tag
@@ -182,6 +215,7 @@ settles web
 
 say "GitOps pushes an image that does not exist"
 kubectl -n demo wait pod/registry --for=condition=Ready --timeout=60s > /dev/null
+become_good api
 pushed=$SECONDS
 passes kubectl apply --server-side --field-manager=gitops -f api-v9.yaml
 

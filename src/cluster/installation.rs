@@ -7,7 +7,7 @@ use k8s_openapi::{
             ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration, WebhookClientConfig,
         },
         apps::v1::Deployment,
-        core::v1::{Pod, Secret},
+        core::v1::{Container, Pod, Secret},
         discovery::v1::EndpointSlice,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -50,6 +50,8 @@ pub struct Workload {
     pub wanted: i32,
     /// How many are available.
     pub available: i32,
+    /// The Lease by which its replicas agree on who watches; `None` where they serve admission alone.
+    pub lease: Option<String>,
 }
 
 /// A replica of the guard.
@@ -143,7 +145,8 @@ impl Cluster {
             namespace: deployment.namespace().unwrap_or_default(),
             name: deployment.name_any(),
             wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
-            available: deployment.status.and_then(|status| status.available_replicas).unwrap_or(0),
+            available: deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0),
+            lease: lease(&deployment),
         };
         Ok(found.items.into_iter().map(workload).collect())
     }
@@ -242,9 +245,26 @@ impl Cluster {
         namespace: &str,
         replica: &Replica,
     ) -> Result<String, ClusterError> {
+        self.replica_page(namespace, replica, "certificate").await
+    }
+
+    /// Returns the metrics of a replica as OpenMetrics text, asked of its plain port through the API server.
+    ///
+    /// # Errors
+    /// When the API server cannot be asked or refuses, or the replica does not answer.
+    pub async fn replica_metrics(&self, namespace: &str, replica: &Replica) -> Result<String, ClusterError> {
+        self.replica_page(namespace, replica, "metrics").await
+    }
+
+    async fn replica_page(
+        &self,
+        namespace: &str,
+        replica: &Replica,
+        page: &str,
+    ) -> Result<String, ClusterError> {
         let Replica { pod, admin_port, .. } = replica;
-        let what = format!("get pods/proxy {pod}:{admin_port}/certificate in {namespace}");
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{admin_port}/proxy/certificate");
+        let what = format!("get pods/proxy {pod}:{admin_port}/{page} in {namespace}");
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{admin_port}/proxy/{page}");
         let request = http::Request::get(path)
             .body(Vec::new())
             .map_err(|e| ClusterError::Unexpected { what: what.clone(), why: e.to_string() })?;
@@ -332,11 +352,55 @@ impl Cluster {
     }
 }
 
+/// The Lease that the containers are told to use, where one of them is told to watch.
+fn lease(deployment: &Deployment) -> Option<String> {
+    let containers = &deployment.spec.as_ref()?.template.spec.as_ref()?.containers;
+    let words = |container: &Container| -> Vec<String> {
+        container.command.iter().chain(&container.args).flatten().cloned().collect()
+    };
+    let watches = |words: &[String]| words.iter().any(|word| word == "run" || word == "watcher");
+    let (container, words) =
+        containers.iter().map(|container| (container, words(container))).find(|(_, words)| watches(words))?;
+    let after = |at: usize| words.get(at + 1).cloned();
+    let given = words.iter().find_map(|word| word.strip_prefix("--lease=").map(str::to_owned));
+    let apart = words.iter().position(|word| word == "--lease").and_then(after);
+    let mut variables = container.env.iter().flatten();
+    let variable = variables.find(|variable| variable.name == "ROLLOUT_GUARD_LEASE");
+    let name = given.or(apart).or_else(|| variable.and_then(|variable| variable.value.clone()));
+    Some(name.unwrap_or_else(|| "rollout-guard".to_owned()))
+}
+
 fn hook(name: String, failure_policy: Option<String>, config: WebhookClientConfig) -> Hook {
     Hook {
         name,
         failure_policy: failure_policy.unwrap_or_else(|| "Fail".to_owned()),
         service: config.service.map(|ServiceReference { namespace, name, .. }| (namespace, name)),
         ca_bundle: config.ca_bundle.map(|bundle| bundle.0).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lease_is_the_one_that_the_container_is_told() {
+        let of = |container: serde_json::Value| {
+            let deployment =
+                json!({"spec": {"selector": {}, "template": {"spec": {"containers": [container]}}}});
+            lease(&serde_json::from_value(deployment).expect("a Deployment"))
+        };
+        let told = |name: &str| Some(name.to_owned());
+        assert_eq!(of(json!({"name": "c", "args": ["webhook", "--lease=x"]})), None);
+        assert_eq!(of(json!({"name": "c", "args": ["run", "--lease=x"]})), told("x"));
+        assert_eq!(
+            of(json!({"name": "c", "command": ["/rollout-guard", "watcher", "--lease", "x"]})),
+            told("x")
+        );
+        let env = json!([{"name": "ROLLOUT_GUARD_LEASE", "value": "y"}]);
+        assert_eq!(of(json!({"name": "c", "args": ["run"], "env": env})), told("y"));
+        assert_eq!(of(json!({"name": "c", "args": ["run", "--lease=x"], "env": env})), told("x"));
+        assert_eq!(of(json!({"name": "c", "args": ["run"]})), told("rollout-guard"));
+        assert_eq!(of(json!({"name": "c"})), None);
     }
 }

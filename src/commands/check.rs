@@ -1,9 +1,12 @@
 //! `rollout-guard check`: is the installation sound?
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+};
 
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{ClusterArgs, Output, certs::print};
@@ -13,22 +16,28 @@ use crate::{
         Cluster, ClusterError,
         certificates::Configuration,
         installation::{Definition, FallbackObjects, Hook, Hooks, LABEL, Replica, Workload},
+        leases::LeaseStore,
     },
+    core::lease::{Record, STOP_ANNOTATION},
     webhook::certificates::issue::{Certificate, verify},
 };
 
 /// The CustomResourceDefinitions of this version, and the version that each must serve.
-const DEFINITIONS: [(&str, &str); 1] = [("rolloutpolicies.rollout-guard.io", "v1alpha1")];
+const DEFINITIONS: [(&str, &str); 2] =
+    [("rolloutpolicies.rollout-guard.io", "v1alpha1"), ("rolloutrecords.rollout-guard.io", "v1alpha1")];
 
 /// Own certificates are renewed 30 days before their end: with fewer days left nobody renews them.
 const DAYS_TO_WORRY: i64 = 14;
+
+/// Another replica takes a Lease that is not renewed within 18 s; the clock here may be another one than there.
+const TAKEOVER: SignedDuration = SignedDuration::from_secs(30);
 
 /// Says whether the installation in the cluster is sound, with a hint for each failure.
 ///
 /// Nothing is written: the probe at the end is a dry run. What may not be read is skipped, and the missing right is
 /// named.
 ///
-/// Exit status: 0 sound, 1 not sound, 2 bad usage or a cluster that cannot be reached.
+/// Exit status: 0 sound, also with a warning, 1 not sound, 2 bad usage or a cluster that cannot be reached.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   rollout-guard check
@@ -53,6 +62,8 @@ pub struct CheckArgs {
 #[serde(rename_all = "lowercase")]
 enum Status {
     Ok,
+    /// Nothing is broken, but the guard does not do all that it is there for.
+    Warning,
     Failed,
     Skipped,
 }
@@ -70,6 +81,10 @@ struct Finding {
 impl Finding {
     fn ok(step: &'static str, message: impl Into<String>) -> Self {
         Self { step, status: Status::Ok, message: message.into(), hint: None }
+    }
+
+    fn warning(step: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { step, status: Status::Warning, message: message.into(), hint: Some(hint.into()) }
     }
 
     fn failed(step: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -138,7 +153,12 @@ impl Check<'_> {
                 Err(error) => Finding::unread("crd", &error),
             });
         }
-        let mut namespaces = self.workloads(findings).await;
+        let workloads = self.workloads(findings).await;
+        let mut namespaces: BTreeSet<String> =
+            workloads.iter().map(|workload| workload.namespace.clone()).collect();
+        if namespaces.is_empty() {
+            namespaces.extend(self.args.cluster.namespace.clone());
+        }
         let hooks = self.configurations(findings).await;
         let services: BTreeSet<_> =
             hooks.iter().flat_map(|hooks| &hooks.hooks).filter_map(|hook| hook.service.clone()).collect();
@@ -150,12 +170,13 @@ impl Check<'_> {
             });
         }
         self.certificates(findings, &namespaces, &services, &hooks).await;
+        self.watchers(findings, &workloads).await;
         self.policies(findings).await;
         self.probe(findings).await;
     }
 
-    /// Returns the namespaces that the guard runs in.
-    async fn workloads(&self, findings: &mut Vec<Finding>) -> BTreeSet<String> {
+    /// Returns the Deployments that the guard runs as.
+    async fn workloads(&self, findings: &mut Vec<Finding>) -> Vec<Workload> {
         let namespace = self.args.cluster.namespace.as_deref();
         match self.cluster.guard_workloads(namespace).await {
             Ok(workloads) if workloads.is_empty() => findings.push(Finding::failed(
@@ -168,11 +189,11 @@ impl Check<'_> {
             )),
             Ok(workloads) => {
                 findings.extend(workloads.iter().map(workload_finding));
-                return workloads.into_iter().map(|workload| workload.namespace).collect();
+                return workloads;
             }
             Err(error) => findings.push(Finding::unread("deployment", &error)),
         }
-        namespace.map(str::to_owned).into_iter().collect()
+        Vec::new()
     }
 
     /// Returns the configurations of the installation that is checked.
@@ -230,7 +251,13 @@ impl Check<'_> {
             for replica in replicas.iter().filter(|replica| replica.ready) {
                 match self.cluster.replica_certificate(namespace, replica).await {
                     Ok(pem) => served.push((namespace.clone(), replica.clone(), pem)),
-                    Err(error) => findings.push(unreachable_finding(namespace, replica, &error)),
+                    Err(error) => findings.push(unreachable_finding(
+                        "certificate",
+                        "which certificate it serves",
+                        namespace,
+                        replica,
+                        &error,
+                    )),
                 }
             }
         }
@@ -243,6 +270,50 @@ impl Check<'_> {
                 services.iter().find(|(of, _)| of == namespace).map(|(_, service)| service.as_str());
             let name = service.map(|service| format!("{service}.{namespace}.svc"));
             findings.push(certificate_finding(&replica.pod, pem, name.as_deref(), hooks, self.now));
+        }
+    }
+
+    async fn watchers(&self, findings: &mut Vec<Finding>, workloads: &[Workload]) {
+        let step = "watcher";
+        if workloads.is_empty() {
+            findings.push(Finding::skipped(
+                step,
+                "the Deployment of the guard, which says how it watches, was not found",
+                "see the step deployment",
+            ));
+        } else if workloads.iter().all(|workload| workload.lease.is_none()) {
+            findings
+                .push(Finding::ok(step, "not enabled: rollouts are not followed, nothing is rolled back"));
+        }
+        for Workload { namespace, lease, .. } in workloads {
+            if let Some(lease) = lease {
+                self.watcher(findings, namespace, lease).await;
+            }
+        }
+    }
+
+    /// Says who watches, and what keeps it from rolling back.
+    async fn watcher(&self, findings: &mut Vec<Finding>, namespace: &str, lease: &str) {
+        let record = match self.cluster.lease(namespace, lease).read().await {
+            Ok(Some(record)) => record,
+            Ok(None) => return findings.push(no_lease_finding(namespace, lease)),
+            Err(error) => return findings.push(Finding::unread("watcher", &error)),
+        };
+        findings.extend(record.stop.as_deref().map(|why| stopped_finding(namespace, lease, why)));
+        let replicas = match self.cluster.guard_replicas(namespace).await {
+            Ok(replicas) => replicas,
+            Err(error) => return findings.push(Finding::unread("watcher", &error)),
+        };
+        let pod = pod_of(&record.holder);
+        let Some(replica) = replicas.iter().find(|replica| replica.pod == pod) else {
+            return findings.push(no_leader_finding(namespace, lease, &record, self.now));
+        };
+        match self.cluster.replica_metrics(namespace, replica).await {
+            Ok(text) => findings.extend(leader_findings(pod, &text)),
+            Err(error) => {
+                let what = "what it watches; it holds the Lease";
+                findings.push(unreachable_finding("watcher", what, namespace, replica, &error));
+            }
         }
     }
 
@@ -289,7 +360,7 @@ fn definition_finding(name: &str, version: &str, found: Option<&Definition>) -> 
         None => Finding::failed(
             step,
             format!("{name} does not exist"),
-            "Helm installs CRDs with the first install only: kubectl apply --server-side -f manifests/crds",
+            "Helm installs CRDs with the first install only: kubectl apply --server-side --force-conflicts -f manifests/crds",
         ),
         Some(found) if !found.established => Finding::failed(
             step,
@@ -299,14 +370,14 @@ fn definition_finding(name: &str, version: &str, found: Option<&Definition>) -> 
         Some(found) if !found.served.iter().any(|served| served == version) => Finding::failed(
             step,
             format!("{name} serves {}, not {version}", found.served.join(", ")),
-            "the CRD is of another version of rollout-guard: kubectl apply --server-side -f manifests/crds",
+            "the CRD is of another version of rollout-guard: kubectl apply --server-side --force-conflicts -f manifests/crds",
         ),
         Some(_) => Finding::ok(step, format!("{name} is established and serves {version}")),
     }
 }
 
 fn workload_finding(workload: &Workload) -> Finding {
-    let Workload { namespace, name, wanted, available } = workload;
+    let Workload { namespace, name, wanted, available, .. } = workload;
     let message = format!("{namespace}/{name}: {available} of {wanted} replicas are available");
     if *available >= *wanted && *wanted > 0 {
         Finding::ok("deployment", message)
@@ -431,12 +502,18 @@ fn certificate_finding(pod: &str, pem: &str, name: Option<&str>, hooks: &[Hooks]
     Finding::ok(step, message)
 }
 
-fn unreachable_finding(namespace: &str, replica: &Replica, error: &ClusterError) -> Finding {
-    let (step, pod) = ("certificate", &replica.pod);
+fn unreachable_finding(
+    step: &'static str,
+    asked: &str,
+    namespace: &str,
+    replica: &Replica,
+    error: &ClusterError,
+) -> Finding {
+    let pod = &replica.pod;
     match error.code() {
         Some(401 | 403) => Finding::skipped(
             step,
-            format!("{pod}: may not ask it which certificate it serves"),
+            format!("{pod}: may not ask it {asked}"),
             format!("ask for the right to get pods/proxy in {namespace}"),
         ),
         _ => Finding::skipped(
@@ -448,6 +525,160 @@ fn unreachable_finding(namespace: &str, replica: &Replica, error: &ClusterError)
             ),
         ),
     }
+}
+
+fn no_lease_finding(namespace: &str, lease: &str) -> Finding {
+    Finding::failed(
+        "watcher",
+        format!("there is no Lease {namespace}/{lease}: nobody watches"),
+        "a replica makes it when it starts: may the guard create leases there? its log says",
+    )
+}
+
+fn stopped_finding(namespace: &str, lease: &str, why: &str) -> Finding {
+    let why = if why.is_empty() { "no reason is given" } else { why };
+    Finding::warning(
+        "watcher",
+        format!("stopped by the annotation {STOP_ANNOTATION} on the Lease {namespace}/{lease}: {why}"),
+        format!("to go on: kubectl -n {namespace} annotate lease {lease} {STOP_ANNOTATION}-"),
+    )
+}
+
+/// The pod of a replica, by what the replica calls itself in the Lease.
+fn pod_of(holder: &str) -> &str {
+    holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
+}
+
+/// Nobody holds the Lease, or a pod that is gone: for some seconds that is in order.
+fn no_leader_finding(namespace: &str, lease: &str, record: &Record, now: Timestamp) -> Finding {
+    let step = "watcher";
+    let who = match pod_of(&record.holder) {
+        "" => "nobody holds it".to_owned(),
+        pod => format!("{pod} holds it, which is no running pod of the guard"),
+    };
+    let message = |what: &str| format!("{what}, by the Lease {namespace}/{lease}: {who}");
+    match record.renew_time.filter(|at| now.duration_since(*at) < TAKEOVER) {
+        Some(_) => Finding::warning(
+            step,
+            message("nobody watches at the moment"),
+            "another replica takes it within 18 s: check again",
+        ),
+        None => Finding::failed(
+            step,
+            message("nobody watches"),
+            "does a replica run, and may it update the Lease? its log says",
+        ),
+    }
+}
+
+/// What a replica says of its watching.
+#[derive(Debug, PartialEq)]
+struct Watching {
+    /// It may write.
+    leads: bool,
+    /// So many Deployments are followed.
+    deployments: f64,
+    /// The reasons for which the breaker is open; `None` where it is not looked after yet.
+    open: Option<Vec<String>>,
+}
+
+impl Watching {
+    /// Reads it from the metrics; `None` where they are not those of a watcher.
+    fn read(text: &str) -> Option<Self> {
+        let series = |name: &'static str| text.lines().filter_map(move |line| sample(line, name));
+        let value = |name| series(name).next().map(|(_, value)| value);
+        let breaker: Vec<_> = series("rollout_guard_breaker_open").collect();
+        let reasons = breaker.iter().filter(|(_, value)| *value > 0.0);
+        let reasons = reasons.map(|(labels, _)| labels.get("reason").cloned().unwrap_or_default()).collect();
+        Some(Self {
+            leads: value("rollout_guard_leader")? > 0.0,
+            deployments: value("rollout_guard_watched_deployments")?,
+            open: (!breaker.is_empty()).then_some(reasons),
+        })
+    }
+}
+
+/// Labels and value of a line of OpenMetrics text, where it is of the series `name`.
+fn sample(line: &str, name: &str) -> Option<(BTreeMap<String, String>, f64)> {
+    let rest = line.strip_prefix(name)?;
+    let (labels, rest) = match rest.strip_prefix('{') {
+        Some(rest) => labels(rest)?,
+        None => (BTreeMap::new(), rest.strip_prefix(' ')?),
+    };
+    // A timestamp may follow.
+    Some((labels, rest.split_ascii_whitespace().next()?.parse().ok()?))
+}
+
+/// The labels of a series, and what comes after the brace that closes them.
+fn labels(mut rest: &str) -> Option<(BTreeMap<String, String>, &str)> {
+    let mut found = BTreeMap::new();
+    loop {
+        rest = rest.trim_start_matches([',', ' ']);
+        if let Some(after) = rest.strip_prefix('}') {
+            return Some((found, after));
+        }
+        let (name, quoted) = rest.split_once("=\"")?;
+        let mut value = String::new();
+        let mut chars = quoted.chars();
+        loop {
+            match chars.next()? {
+                '"' => break,
+                '\\' => match chars.next()? {
+                    'n' => value.push('\n'),
+                    escaped => value.push(escaped),
+                },
+                plain => value.push(plain),
+            }
+        }
+        found.insert(name.to_owned(), value);
+        rest = chars.as_str();
+    }
+}
+
+fn leader_findings(pod: &str, metrics: &str) -> Vec<Finding> {
+    let step = "watcher";
+    let Some(Watching { leads, deployments, open }) = Watching::read(metrics) else {
+        return vec![Finding::failed(
+            step,
+            format!("{pod}: holds the Lease, and its metrics do not say whether it leads"),
+            "is the port that /metrics was asked of the guard's own plain port?",
+        )];
+    };
+    let soon = "a first Lease gives the lead after 10 to 13 s, and all Deployments are listed first: check again; if \
+                that stays, its log says why";
+    match open {
+        _ if !leads => {
+            vec![Finding::warning(step, format!("{pod}: holds the Lease and does not lead"), soon)]
+        }
+        None => vec![Finding::warning(step, format!("{pod}: leads and does not watch yet"), soon)],
+        Some(open) => {
+            let breaker = if open.is_empty() { "closed" } else { "open" };
+            let watched = format!("{deployments:.0} Deployment{}", if deployments == 1.0 { "" } else { "s" });
+            let leader =
+                Finding::ok(step, format!("{pod}: leads and watches {watched}, the breaker is {breaker}"));
+            [leader].into_iter().chain(open.iter().map(|reason| open_finding(reason))).collect()
+        }
+    }
+}
+
+fn open_finding(reason: &str) -> Finding {
+    let (why, hint) = match reason {
+        "many_stuck" => (
+            "many Deployments became stuck at once",
+            "kubectl get rolloutrecords -A says which, and why; watcher.limits of the chart says how many are many",
+        ),
+        "nodes" => ("too few nodes are ready", "kubectl get nodes"),
+        "controller_manager" => (
+            "kube-controller-manager does not renew its lease",
+            "is it running? kubectl -n kube-system get lease kube-controller-manager -o yaml",
+        ),
+        "unknown" => (
+            "the health of the cluster is not known",
+            "for some seconds after a start: check again; if that stays, may the guard list nodes? its log says",
+        ),
+        other => (other, "docs/metrics.md, rollout_guard_breaker_open"),
+    };
+    Finding::warning("watcher", format!("nothing is rolled back, the breaker is open: {why}"), hint)
 }
 
 /// Status, reason and message of a condition.
@@ -557,6 +788,7 @@ fn text(findings: &[Finding]) -> String {
     for Finding { step, status, message, hint } in findings {
         let status = match status {
             Status::Ok => "ok",
+            Status::Warning => "WARNING",
             Status::Failed => "FAILED",
             Status::Skipped => "skipped",
         };
@@ -568,12 +800,17 @@ fn text(findings: &[Finding]) -> String {
         }
     }
     let count = |wanted| findings.iter().filter(|finding| finding.status == wanted).count();
+    let warned = match count(Status::Warning) {
+        0 => String::new(),
+        warnings => format!(", with {}", plural(warnings, "warning")),
+    };
     out.push_str(&match (count(Status::Failed), count(Status::Skipped)) {
-        (0, 0) => "The installation is sound.\n".to_owned(),
+        (0, 0) => format!("The installation is sound{warned}.\n"),
         (0, skipped) if skipped + 1 >= findings.len() => "Nothing could be read.\n".to_owned(),
-        (0, skipped) => {
-            format!("Nothing is wrong as far as could be seen; {} skipped.\n", plural(skipped, "step"))
-        }
+        (0, skipped) => format!(
+            "Nothing is wrong as far as could be seen{warned}; {} skipped.\n",
+            plural(skipped, "step")
+        ),
         (failed, _) => format!("The installation is not sound: {}.\n", plural(failed, "failure")),
     });
     out
@@ -581,8 +818,6 @@ fn text(findings: &[Finding]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::SignedDuration;
-
     use super::*;
     use crate::webhook::certificates::issue::{Authority, Lifetimes};
 
@@ -648,6 +883,8 @@ mod tests {
         let skipped = Finding::skipped("crd", "may not", "ask");
         assert_eq!(exit_status(&[reached.clone(), skipped.clone()]), 2);
         assert_eq!(exit_status(&[reached.clone(), skipped.clone(), Finding::ok("probe", "")]), 0);
+        let warned = Finding::warning("watcher", "stopped", "go on");
+        assert_eq!(exit_status(&[reached.clone(), skipped.clone(), warned]), 0);
         assert_eq!(exit_status(&[reached, skipped, Finding::failed("probe", "", "")]), 1);
     }
 
@@ -661,5 +898,82 @@ mod tests {
         assert!(!shown.contains('\u{1b}'));
         assert!(shown.contains("Hint: mend it"));
         assert!(shown.ends_with("The installation is not sound: 1 failure.\n"), "{shown}");
+    }
+
+    /// What the leader's metrics say where the breaker is open by `reason`.
+    fn metrics(leads: bool, watched: i64, reason: &str) -> String {
+        use crate::telemetry::{BreakerLabels, Metrics, openmetrics};
+        let metrics = Metrics::default();
+        metrics.leader.set(leads.into());
+        metrics.watched.set(watched);
+        for known in ["unknown", "controller_manager", "nodes", "many_stuck"] {
+            metrics
+                .breaker_open
+                .get_or_create(&BreakerLabels { reason: known })
+                .set((known == reason).into());
+        }
+        openmetrics(&metrics.registry()).expect("encodes")
+    }
+
+    #[test]
+    fn the_metrics_say_who_watches_and_why_nothing_is_rolled_back() {
+        let read = |text: &str| Watching::read(text);
+        let closed = Watching { leads: true, deployments: 42.0, open: Some(Vec::new()) };
+        assert_eq!(read(&metrics(true, 42, "")), Some(closed));
+        let open = read(&metrics(true, 42, "nodes")).expect("a watcher").open;
+        assert_eq!(open, Some(vec!["nodes".to_owned()]));
+        assert!(!read(&metrics(false, 0, "")).expect("a watcher").leads);
+        for other in
+            ["", "nothing here", "# TYPE rollout_guard_leader gauge\n", "rollout_guard_leader many\n"]
+        {
+            assert_eq!(read(other), None, "{other}");
+        }
+        let others = "rollout_guard_leader 1\nrollout_guard_leaders 7\nrollout_guard_watched_deployments 3\n";
+        let begun = Watching { leads: true, deployments: 3.0, open: None };
+        assert_eq!(read(others), Some(begun));
+    }
+
+    #[test]
+    fn a_series_is_read_with_its_labels_and_without_its_timestamp() {
+        let line = r#"series{a="x, y}",b="\"q\" \\ \n"} 1.5e3 1717000000"#;
+        let (labels, value) = sample(line, "series").expect("a sample");
+        let expected = [("a", "x, y}"), ("b", "\"q\" \\ \n")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!((labels, value), (BTreeMap::from(expected), 1500.0));
+        for broken in
+            ["serie 1", "series_other 1", "series", "series{a=\"x\"", "series{a=\"x 1", "series{a} 1"]
+        {
+            assert_eq!(sample(broken, "series"), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn an_open_breaker_is_a_warning_beside_the_leader() {
+        let of = |text: &str| leader_findings("pod", text);
+        let told = of(&metrics(true, 1, ""));
+        assert_eq!(
+            told,
+            [Finding::ok("watcher", "pod: leads and watches 1 Deployment, the breaker is closed")]
+        );
+        let told = of(&metrics(true, 2, "many_stuck"));
+        assert_eq!(told.iter().map(|f| f.status).collect::<Vec<_>>(), [Status::Ok, Status::Warning]);
+        assert!(told[1].message.contains("many Deployments became stuck"), "{told:?}");
+        assert_eq!(of(&metrics(false, 0, ""))[0].status, Status::Warning);
+        assert_eq!(of("<html>")[0].status, Status::Failed);
+    }
+
+    #[test]
+    fn a_lease_that_nobody_holds_is_a_failure_only_when_nobody_takes_it() {
+        let now = Timestamp::now();
+        let at = |holder: &str, seconds: i64| {
+            let renew_time = Some(now - SignedDuration::from_secs(seconds));
+            let record = Record { holder: holder.to_owned(), renew_time, ..Record::default() };
+            no_leader_finding("ns", "guard", &record, now)
+        };
+        assert_eq!(at("", 2).status, Status::Warning);
+        assert_eq!(at("", 40).status, Status::Failed);
+        let gone = at("guard-1-x_19a", 40);
+        assert_eq!(gone.status, Status::Failed);
+        assert!(gone.message.contains("guard-1-x holds it"), "{gone:?}");
+        assert_eq!(no_leader_finding("ns", "guard", &Record::default(), now).status, Status::Failed);
     }
 }

@@ -113,6 +113,18 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// Returns the same without numbers, for texts that are to stay as they are while the trouble does.
+    pub const fn brief(&self) -> &'static str {
+        match self {
+            Self::Unknown => "the health of the cluster is not known",
+            Self::ControllerManager => "kube-controller-manager does not renew its lease",
+            Self::Nodes { .. } => "too few nodes are ready",
+            Self::ManyStuck { .. } => "too many Deployments became stuck at once",
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -245,6 +245,12 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
         status.phase = Some(phase);
         status.since = Some(Time(second(now)));
     }
+    // A rollout that is paused, or has no replicas, takes no time: its clock starts when it goes on.
+    if seen.phase == Phase::Paused || seen.desired == 0 {
+        status.rollout_started_at = None;
+    } else if status.rollout_started_at.is_none() {
+        status.rollout_started_at = Some(Time(second(now)));
+    }
     status.generation = Some(seen.generation);
     status.observed_generation = Some(seen.observed_generation);
     let came_back = came_back(status, seen);
@@ -253,6 +259,7 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
         rollback.finished_at = Some(Time(second(now)));
     }
     if let Some(rollback) = &mut status.rollback
+        && rollback.outcome == Outcome::InProgress
         && rollback.to == seen.template.to_string()
         && rollback.generation.is_none()
     {
@@ -269,11 +276,21 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
 
 fn complete(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now: Timestamp) {
     let hash = seen.template.to_string();
+    // Also one that was given up: it took longer than it may, and is there.
+    let put_back = is_put_back(status);
     if let Some(rollback) = &mut status.rollback
         && rollback.to == hash
-        && rollback.outcome == Outcome::InProgress
+        && (rollback.outcome == Outcome::InProgress || put_back && rollback.outcome == Outcome::Failed)
     {
         rollback.outcome = Outcome::Succeeded;
+        rollback.finished_at = Some(Time(second(now)));
+    }
+    if let Some(rollback) = &mut status.rollback
+        && rollback.from == hash
+        && rollback.outcome == Outcome::InProgress
+    {
+        // Decided on, held up, and not needed any more.
+        rollback.outcome = Outcome::Superseded;
         rollback.finished_at = Some(Time(second(now)));
     }
     let long_enough = good_at(status, policy).is_some_and(|at| now >= at);
@@ -322,6 +339,14 @@ fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) 
         since,
         evidence: found.evidence.clone(),
     })
+}
+
+/// Forgets the cause of what is not stuck, where nothing but that spoke for it.
+pub fn not_stuck(status: &mut RolloutRecordStatus, seen: &Seen<'_>) {
+    let told = |cause: &Cause| cause.early || matches!(seen.phase, Phase::Failed | Phase::Unobserved);
+    if !seen.cause.as_ref().is_some_and(told) {
+        status.cause = None;
+    }
 }
 
 /// Fills in what ReplicaSets tell, and forgets what is no longer of use.
@@ -474,6 +499,20 @@ pub fn intend(
     });
 }
 
+/// Notes that a rollback that was decided on is not carried out: nothing was written, so its template is no worse than
+/// any other.
+pub fn give_up(status: &mut RolloutRecordStatus, now: Timestamp) {
+    let Some(rollback) = &mut status.rollback else { return };
+    rollback.outcome = Outcome::Superseded;
+    rollback.finished_at = Some(Time(second(now)));
+    if let Some(from) = status.revisions.iter_mut().find(|revision| revision.template_hash == rollback.from) {
+        from.verdict = Verdict::Unknown;
+        from.since = None;
+        from.reason = None;
+        from.until = None;
+    }
+}
+
 /// Returns the cause that a stuck generation is told with.
 pub fn named(status: &RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) -> RecordCause {
     let found = seen.cause.clone().unwrap_or_else(|| Cause::unknown(seen.phase));
@@ -543,10 +582,15 @@ pub fn is_put_back(status: &RolloutRecordStatus) -> bool {
 }
 
 /// Says whether a rollback that was decided on was carried out without anybody writing it down, and its template
-/// was then brought back: two generations more, and the same template.
+/// was then brought back: two generations more, the same template, and its ReplicaSet with another revision (or none
+/// then), as Kubernetes numbers one anew that becomes the current one again.
 pub fn came_back(status: &RolloutRecordStatus, seen: &Seen<'_>) -> bool {
+    let set = seen.replica_sets.into_iter().flatten().find(|set| set.template == seen.template);
+    let revision = set.map(|set| set.revision);
     status.rollback.as_ref().is_some_and(|rollback| {
-        rollback.outcome == Outcome::InProgress
+        let numbered_anew = rollback.from_revision.is_none() || revision != rollback.from_revision;
+        numbered_anew
+            && rollback.outcome == Outcome::InProgress
             && rollback.from == seen.template.to_string()
             && seen.generation - rollback.from_generation >= 2
     })

@@ -66,7 +66,9 @@ pub enum Hold {
     Again,
     /// The template was put back by the guard, and is stuck as well.
     Latched,
-    /// The cluster itself is not well.
+    /// The API server refuses the rollback.
+    Refused,
+    /// The cluster itself is not well, or too many rollbacks were started.
     Breaker(String),
 }
 
@@ -93,6 +95,7 @@ impl fmt::Display for Hold {
             Self::Latched => {
                 f.write_str("the revision that was put back is stuck as well; nothing more is done")
             }
+            Self::Refused => f.write_str("the API server refuses the rollback; see the log of the guard"),
             Self::Breaker(why) => write!(f, "no rollback while {why}"),
         }
     }
@@ -127,11 +130,12 @@ pub fn plan(
             evidence: rollback.evidence.clone(),
         };
         let set = seen.replica_sets.into_iter().flatten().find(|set| set.template.to_string() == rollback.to);
-        return match (permitted(policy), set, breaker) {
-            (Some(_), _, _) => Plan::Hold(cause, Hold::Off),
-            (None, None, _) => Plan::Hold(cause, Hold::NoTarget),
-            (None, _, Some(why)) => Plan::Hold(cause, Hold::Breaker(why.to_owned())),
-            (None, Some(set), None) => Plan::Restore(cause, set.clone()),
+        return match (set, breaker) {
+            _ if policy.rollback.mode == RollbackMode::Off => Plan::Hold(cause, Hold::Off),
+            (None, _) => Plan::Hold(cause, Hold::NoTarget),
+            (Some(set), _) if is_left_to_people(policy) => Plan::Hold(cause, manual(key, set)),
+            (Some(_), Some(why)) => Plan::Hold(cause, Hold::Breaker(why.to_owned())),
+            (Some(set), None) => Plan::Restore(cause, set.clone()),
         };
     }
     match stuck(status, seen, policy, now) {
@@ -142,6 +146,12 @@ pub fn plan(
     }
     let cause = named(status, seen, now);
     let hold = |why| Plan::Hold(cause.clone(), why);
+    if is_put_back(status) {
+        return hold(Hold::Latched);
+    }
+    if is_refused(status, &current) {
+        return hold(Hold::Refused);
+    }
     if policy.rollback.mode == RollbackMode::Off {
         return hold(Hold::Off);
     }
@@ -151,20 +161,9 @@ pub fn plan(
     if !is_rolled_back(policy, cause.kind) {
         return hold(Hold::Excluded(cause.kind));
     }
-    if is_put_back(status) {
-        return hold(Hold::Latched);
-    }
     let Some(target) = target(status, seen) else { return hold(Hold::NoTarget) };
-    if permitted(policy).is_some() {
-        return hold(Hold::Manual {
-            command: format!(
-                "kubectl -n {} rollout undo deployment/{} --to-revision={}",
-                plain(&key.namespace, 63),
-                plain(&key.name, 253),
-                target.revision
-            ),
-            revision: target.revision,
-        });
+    if is_left_to_people(policy) {
+        return hold(manual(key, target));
     }
     if let Some(why) = breaker {
         return hold(Hold::Breaker(why.to_owned()));
@@ -172,12 +171,27 @@ pub fn plan(
     Plan::Restore(cause, target.clone())
 }
 
-/// Says why the policy leaves rollbacks to people, where it does: Warn and Audit change nothing in the cluster.
-fn permitted(policy: &Policy) -> Option<&'static str> {
-    match (policy.mode, policy.rollback.mode) {
-        (Mode::Enforce, RollbackMode::Automatic) => None,
-        (Mode::Enforce, _) => Some("rollback.mode"),
-        _ => Some("mode"),
+/// Says whether the policy leaves rollbacks to people: also in Warn and Audit, which change nothing in the cluster.
+fn is_left_to_people(policy: &Policy) -> bool {
+    policy.mode != Mode::Enforce || policy.rollback.mode != RollbackMode::Automatic
+}
+
+/// Says whether the last rollback of the current template failed before the template was put back.
+fn is_refused(status: &RolloutRecordStatus, current: &str) -> bool {
+    status.rollback.as_ref().is_some_and(|rollback| {
+        rollback.outcome == Outcome::Failed
+            && rollback.from == current
+            && rollback.generation.is_none()
+            && status.rollout_generation <= Some(rollback.from_generation)
+    })
+}
+
+fn manual(key: &Key, target: &Set) -> Hold {
+    let (namespace, name) = (plain(&key.namespace, 63), plain(&key.name, 253));
+    let revision = target.revision;
+    Hold::Manual {
+        command: format!("kubectl -n {namespace} rollout undo deployment/{name} --to-revision={revision}"),
+        revision,
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::{
     task::JoinSet,
@@ -19,7 +20,10 @@ use super::{
     store::{Change, Store, View},
 };
 use crate::{
-    api::{policy::CauseType, record::Outcome},
+    api::{
+        policy::{CauseType, Mode},
+        record::Outcome,
+    },
     cluster::{Cluster, ClusterError, deployments::RawDeployment, policies::Event, records::StoredRecord},
     core::{
         breaker::{ControllerManager, Health, Started, Why},
@@ -82,7 +86,8 @@ struct Leader {
 struct Looked {
     key: Key,
     memory: Memory,
-    result: Result<Next, ReconcileError>,
+    /// None where it panicked.
+    result: Option<Result<Next, ReconcileError>>,
 }
 
 impl Leader {
@@ -98,7 +103,7 @@ impl Leader {
                 Some(event) = deployments.next() => self.take_in(event),
                 Some(looked) = self.running.join_next() => match looked {
                     Ok(looked) => self.looked(looked),
-                    // The one that panicked is looked at again by the next sweep.
+                    // Only at the end of the process.
                     Err(error) => tracing::error!(%error, "a look ended early"),
                 },
                 () = self.queue.due() => {}
@@ -122,7 +127,9 @@ impl Leader {
             let Some((key, mut memory)) = self.queue.take() else { return };
             let reconciler = Arc::clone(&self.reconciler);
             self.running.spawn(async move {
-                let result = reconciler.reconcile(&key, &mut memory, Timestamp::now()).await;
+                let look = reconciler.reconcile(&key, &mut memory, Timestamp::now());
+                // A panic is logged, and that of one Deployment is nobody else's.
+                let result = AssertUnwindSafe(look).catch_unwind().await.ok();
                 Looked { key, memory, result }
             });
         }
@@ -132,6 +139,11 @@ impl Leader {
         let Looked { key, memory, result } = looked;
         let count =
             |result| self.reconciler.metrics.reconciles.get_or_create(&ReconcileLabels { result }).inc();
+        let Some(result) = result else {
+            count("error");
+            self.queue.failed(&key, Memory::default());
+            return;
+        };
         match result {
             Ok(Next::Idle) => {
                 count("ok");
@@ -209,7 +221,8 @@ impl Leader {
         self.queue.notice(&key, pushed || turned);
         if let Some(before) = before.filter(|before| pushed && before.phase == Phase::Complete) {
             let now = Timestamp::now();
-            let since = before.complete_since.unwrap_or(now).min(now);
+            // Without replicas anything is complete: that is no evidence.
+            let since = before.complete_since.filter(|_| before.desired > 0).unwrap_or(now).min(now);
             let complete = Before { template: before.template, complete: (since, now) };
             if let Some(memory) = self.queue.memory(&key) {
                 memory.before = Some(complete);
@@ -234,6 +247,9 @@ impl Leader {
                 self.queue.notice(&key, true);
             }
         }
+        for key in records.keys().filter(|key| self.store.get(key).is_none()) {
+            self.reconciler.surroundings.forget(key);
+        }
         self.count_guarded();
         tracing::info!(deployments = self.store.len(), records = records.len(), "follows");
     }
@@ -253,7 +269,8 @@ impl Leader {
     fn count_guarded(&self) {
         let world = &self.reconciler.world;
         let guarded = |(key, view): &(Key, View)| {
-            world.effective(&key.namespace, || view.labels.as_ref().clone()).is_some()
+            let policy = || world.effective(&key.namespace, || view.labels.as_ref().clone());
+            world.is_called_for(&key.namespace) && policy().is_some_and(|policy| policy.mode != Mode::Off)
         };
         let count = self.store.iter().filter(guarded).count();
         self.reconciler.surroundings.set_guarded(u32::try_from(count).unwrap_or(u32::MAX));

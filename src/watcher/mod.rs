@@ -78,7 +78,7 @@ pub async fn run(
         loop {
             let term = leadership.begins().await;
             tokio::select! {
-                () = readiness.met(&["policies", "namespaces"]) => {}
+                () = known(&world, &readiness) => {}
                 () = leadership.ends(term) => continue,
             }
             let reconciler = Reconciler {
@@ -102,6 +102,16 @@ pub async fn run(
     lead::step_down(&metrics, &world);
     release.start();
     let _ = election.await;
+}
+
+/// Completes when it is known what is guarded: nothing is to be rolled back by the wrong policy, or where the webhook is not
+/// called.
+async fn known(world: &World, readiness: &Readiness) {
+    readiness.met(&["policies", "namespaces"]).await;
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(200));
+    while !world.knows_called_for() {
+        ticks.tick().await;
+    }
 }
 
 fn tell(told: &Told, metrics: &Metrics) {

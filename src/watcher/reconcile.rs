@@ -36,7 +36,7 @@ use crate::{
         policy::{Labels, Policy},
         record::{self, Before, Progress, Seen, Set, later, span},
         restore,
-        rollback::{Hold, Plan, plan},
+        rollback::{Hold, Plan, Stay, plan},
         rollout::{Phase, Snapshot, classify, is_inherited},
         template::TemplateHash,
     },
@@ -55,6 +55,10 @@ const QUIET_POD: SignedDuration = SignedDuration::from_secs(2);
 
 /// Between two looks at what is held: what it waits for may have changed without the Deployment saying so.
 const HELD: SignedDuration = SignedDuration::from_secs(15);
+
+/// A rollback that the API server has refused for so long is given up: at first another replica's webhook may not have
+/// heard of the record yet.
+const REFUSED_FOR_GOOD: SignedDuration = SignedDuration::from_mins(5);
 
 /// Until the cluster's health is asked about again.
 const SOON: SignedDuration = SignedDuration::from_secs(1);
@@ -82,6 +86,9 @@ pub enum ReconcileError {
     /// The kill switch is pulled.
     #[error("stopped: {0}")]
     Stopped(String),
+    /// The template cannot be put back as the objects are.
+    #[error(transparent)]
+    Restore(#[from] restore::RestoreError),
     /// The Deployment changes faster than it can be written.
     #[error("changed while it was written")]
     Changed,
@@ -93,7 +100,7 @@ impl ReconcileError {
         match self {
             Self::Cluster(error) => error.code() == Some(409),
             Self::Changed => true,
-            Self::NotLeading | Self::Stopped(_) => false,
+            Self::NotLeading | Self::Stopped(_) | Self::Restore(_) => false,
         }
     }
 }
@@ -115,6 +122,7 @@ pub struct Memory {
     /// Of which template, whether that was observed, and how far it has come.
     progress: Option<(TemplateHash, bool, Progress)>,
     told: HashSet<String>,
+    desired: Option<i32>,
     detected: Option<String>,
 }
 
@@ -165,6 +173,7 @@ impl<R: Rollouts> Reconciler<R> {
         };
         let Some(policy) = self.policy(key, &deployment) else {
             self.surroundings.forget(key);
+            self.leave(key, deployment).await?;
             return Ok(Next::Idle);
         };
         let uid = text(&deployment["metadata"]["uid"]).to_owned();
@@ -205,7 +214,7 @@ impl<R: Rollouts> Reconciler<R> {
             return Ok(Next::Idle);
         }
         let cause = if settled { None } else { self.cause(&look, &snapshot, phase, &found).await? };
-        let progress = progress(memory, old, template, &snapshot, now);
+        let progress = progress(memory, old, template, &deployment, &snapshot, now);
         let seen = Seen {
             generation: snapshot.generation,
             observed_generation: snapshot.observed_generation,
@@ -222,10 +231,15 @@ impl<R: Rollouts> Reconciler<R> {
         };
         let Some(mut status) = record::fold(old, &seen, &policy, now) else {
             self.surroundings.is_not_stuck(key);
-            return Ok(self.pace(&look, None));
+            // Resumed or scaled it is heard of again.
+            let rests = matches!(phase, Phase::Paused | Phase::Deleting | Phase::Complete);
+            return Ok(if rests { Next::Idle } else { self.pace(&look, None) });
         };
 
         let mut plan = self.plan(&look, &status, &seen);
+        if let Plan::Stay(_) | Plan::Wait(_) = &plan {
+            record::not_stuck(&mut status, &seen);
+        }
         self.count(&look, &mut status, &seen, &plan, memory);
         if let Plan::Hold(cause, _) | Plan::Restore(cause, _) = &mut plan
             && !record::is_put_back(&status)
@@ -234,17 +248,24 @@ impl<R: Rollouts> Reconciler<R> {
             self.add_log(&look, &seen, &mut cause.evidence).await;
             status.cause = Some(cause.clone());
         }
-        let mut busy = None;
+        let (mut busy, mut cap) = (None, None);
         let begins = status.rollback.as_ref().is_none_or(|rollback| {
             rollback.outcome != Outcome::InProgress || rollback.from != template.to_string()
         });
         if let Plan::Restore(cause, set) = &plan {
             match self.surroundings.start(key, now) {
-                Err(why) => busy = Some(Next::At(retry(&why, now))),
+                Err(why) => {
+                    busy = Some(Next::At(retry(&why, now)));
+                    cap = matches!(why, Busy::Hour { .. }).then(|| cause.clone());
+                }
                 // Written down before anything is done.
                 Ok(()) if begins => record::intend(&mut status, &seen, set, cause, &policy, now),
                 Ok(()) => {}
             }
+        }
+        if let Some(cause) = cap {
+            let why = "as many as allowed were started within the last hour";
+            plan = Plan::Hold(cause, Hold::Breaker(why.to_owned()));
         }
         conditions::set(&mut status, &plan, now);
         let record = match self.remember(&look, own, planted, &status).await {
@@ -262,12 +283,22 @@ impl<R: Rollouts> Reconciler<R> {
         let mut tellings = conditions::tellings(&status, &plan);
         let mut done = plan;
         if let (Plan::Restore(_, set), None) = (&done, busy) {
-            let restored = self.restore(&look, &deployment, &mut status, &found, &seen, set).await?;
+            let restored = self.restore(&look, &deployment, &mut status, &found, &seen, set).await;
+            let (before, restored) = match restored {
+                Ok(both) => both,
+                Err(error) => {
+                    if status.rollback.as_ref().is_some_and(|rollback| rollback.outcome == Outcome::Failed) {
+                        self.write(&look, record, &status).await?;
+                    }
+                    self.tell(&look, tellings, memory).await;
+                    return Err(error);
+                }
+            };
             done = Plan::Wait(now);
             conditions::set(&mut status, &done, now);
             self.write(&look, record, &status).await?;
             tellings.extend(conditions::tellings(&status, &done));
-            let handed_back = self.hand_back(&look, restored).await;
+            let handed_back = self.hand_back(key, restored, Some(&before)).await;
             self.tell(&look, tellings, memory).await;
             handed_back?;
         } else {
@@ -281,13 +312,31 @@ impl<R: Rollouts> Reconciler<R> {
 
     /// Returns the policy that the watcher follows the Deployment by; none where nobody guards it.
     fn policy(&self, key: &Key, deployment: &Value) -> Option<Arc<Policy>> {
+        self.effective(key, deployment).filter(|policy| policy.mode != Mode::Off)
+    }
+
+    fn effective(&self, key: &Key, deployment: &Value) -> Option<Arc<Policy>> {
         let labels = || -> Labels {
             serde_json::from_value(deployment["metadata"]["labels"].clone()).unwrap_or_default()
         };
         if !self.world.is_called_for(&key.namespace) {
             return None;
         }
-        self.world.effective(&key.namespace, labels).filter(|policy| policy.mode != Mode::Off)
+        self.world.effective(&key.namespace, labels)
+    }
+
+    /// Nobody guards the Deployment any more: what the guard has put on it goes. Not where the policy's mode is Off, which
+    /// stops every write.
+    async fn leave(&self, key: &Key, deployment: Value) -> Result<(), ReconcileError> {
+        if self.effective(key, &deployment).is_some() {
+            return Ok(());
+        }
+        let deployment = self.hand_back(key, deployment, None).await?;
+        if let Some(patch) = restore::retract(&deployment) {
+            self.may_write()?;
+            self.rollouts.patch(key, Part::Status, &patch).await?;
+        }
+        Ok(())
     }
 
     /// What was begun at an earlier look and is due whatever is found now: ownership is handed back, the announcement
@@ -308,7 +357,7 @@ impl<R: Rollouts> Reconciler<R> {
         if restoring {
             return Ok(deployment);
         }
-        let deployment = self.hand_back(look, deployment).await?;
+        let deployment = self.hand_back(look.key, deployment, None).await?;
         let over = rollback.is_none_or(|rollback| {
             rollback.to != template || announced_until(rollback.started_at.0, look.policy) <= look.now
         });
@@ -394,7 +443,7 @@ impl<R: Rollouts> Reconciler<R> {
             // Not for long: the health is read every few seconds.
             (Plan::Restore(..), Some(Why::Unknown)) => Plan::Wait(later(look.now, SOON).unwrap_or(look.now)),
             (Plan::Restore(..), Some(why)) => {
-                plan(look.key, status, seen, look.policy, Some(&why.to_string()), look.now)
+                plan(look.key, status, seen, look.policy, Some(why.brief()), look.now)
             }
             (calm, _) => calm,
         }
@@ -416,6 +465,12 @@ impl<R: Rollouts> Reconciler<R> {
                 memory.detected = Some(rollout);
                 self.metrics.time_to_detect.observe(seconds(begun, look.now));
             }
+        }
+        let waits = status.rollback.as_ref().is_some_and(|rollback| {
+            rollback.outcome == Outcome::InProgress && rollback.from == seen.template.to_string()
+        });
+        if let (true, Plan::Hold(_, Hold::NoTarget | Hold::Manual { .. } | Hold::Off)) = (waits, plan) {
+            record::give_up(status, look.now);
         }
         if let (Plan::Hold(_, Hold::Latched), Some(rollback)) = (plan, &mut status.rollback)
             && rollback.outcome != Outcome::Failed
@@ -499,7 +554,8 @@ impl<R: Rollouts> Reconciler<R> {
         Ok(written)
     }
 
-    /// Puts the template of `set` back: announces it, then restores. Returns the Deployment as it is then.
+    /// Puts the template of `set` back: announces it, then restores. Returns the Deployment as it was right before, and as it
+    /// is then.
     async fn restore(
         &self,
         look: &Look<'_>,
@@ -508,7 +564,7 @@ impl<R: Rollouts> Reconciler<R> {
         found: &Found,
         seen: &Seen<'_>,
         set: &Set,
-    ) -> Result<Value, ReconcileError> {
+    ) -> Result<(Value, Value), ReconcileError> {
         let Some(raw) = found.raw.iter().find(|raw| text(&raw["metadata"]["name"]) == set.name) else {
             return Err(ReconcileError::Changed);
         };
@@ -520,26 +576,34 @@ impl<R: Rollouts> Reconciler<R> {
                 // Announced first, so that nobody who waits takes the old template for the new one's success.
                 Some(patch) => self.rollouts.patch(look.key, Part::Status, &patch).await,
                 None => match restore::restore(&current, raw) {
-                    Err(error) => {
-                        tracing::error!(key = %look.key, %error, "cannot be rolled back");
-                        return Err(ReconcileError::Changed);
-                    }
+                    Err(error) => return Err(error.into()),
                     Ok(patch) => self.rollouts.patch(look.key, Part::Object, &patch).await,
                 },
             };
+            let before = current;
             match written {
                 Ok(written) => current = written,
                 Err(error) if error.code() == Some(409) => {
                     current = self.rollouts.deployment(look.key).await?.ok_or(ReconcileError::Changed)?;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let since = status.rollback.as_ref().map_or(look.now, |rollback| rollback.started_at.0);
+                    let long = look.now.duration_since(since) >= REFUSED_FOR_GOOD;
+                    if let (true, Some(400 | 403 | 422), Some(rollback)) =
+                        (long, error.code(), &mut status.rollback)
+                    {
+                        rollback.outcome = Outcome::Failed;
+                        rollback.finished_at = Some(k8s_time(look.now));
+                    }
+                    return Err(error.into());
+                }
             }
             if text(&current["metadata"]["uid"]) != look.uid {
                 return Err(ReconcileError::Changed);
             }
             let snapshot = Snapshot::of(&current);
             let template = TemplateHash::of(&current["spec"]["template"]);
-            if template == set.template {
+            if template == set.template && snapshot.generation > seen.generation {
                 let images = set.images.clone();
                 let (generation, observed_generation) = (snapshot.generation, snapshot.observed_generation);
                 let phase = Phase::Unobserved;
@@ -560,25 +624,36 @@ impl<R: Rollouts> Reconciler<R> {
                     told = told.as_deref().unwrap_or_default(),
                     "rolled back"
                 );
-                return Ok(current);
+                return Ok((before, current));
             }
             // A person, or a tool of theirs, was faster: theirs stands.
-            if template != seen.template || snapshot.deleting || snapshot.paused {
+            let healed = classify(&snapshot) == Phase::Complete;
+            if template != seen.template || snapshot.deleting || snapshot.paused || healed {
                 return Err(ReconcileError::Changed);
             }
         }
         Err(ReconcileError::Changed)
     }
 
-    /// Hands the fields that the restore took over back to whoever applied them. Moves no generation.
-    async fn hand_back(&self, look: &Look<'_>, mut deployment: Value) -> Result<Value, ReconcileError> {
+    /// Hands the fields that the restore took over back to whoever applied them, as they were shared `before` it where
+    /// that is known. Moves no generation.
+    async fn hand_back(
+        &self,
+        key: &Key,
+        mut deployment: Value,
+        before: Option<&Value>,
+    ) -> Result<Value, ReconcileError> {
         for _ in 0..TRIES {
-            let Some(patch) = restore::hand_back(&deployment) else { return Ok(deployment) };
+            let patch = match before {
+                Some(before) => restore::hand_back_as_before(&deployment, before),
+                None => restore::hand_back(&deployment),
+            };
+            let Some(patch) = patch else { return Ok(deployment) };
             self.may_write()?;
-            match self.rollouts.patch(look.key, Part::Object, &patch).await {
+            match self.rollouts.patch(key, Part::Object, &patch).await {
                 Ok(after) => deployment = after,
                 Err(error) if error.code() == Some(409) => {
-                    deployment = self.rollouts.deployment(look.key).await?.ok_or(ReconcileError::Changed)?;
+                    deployment = self.rollouts.deployment(key).await?.ok_or(ReconcileError::Changed)?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -623,12 +698,10 @@ impl<R: Rollouts> Reconciler<R> {
         let announced = rollback
             .filter(|rollback| Some(&rollback.to) == status.template_hash.as_ref())
             .map(|rollback| announced_until(rollback.started_at.0, look.policy))
-            .filter(|until| *until > look.now || restore::retract(deployment).is_some());
+            .filter(|until| *until > look.now && restore::retract(deployment).is_some());
         let due = match plan {
-            Plan::Stay(_) if status.settled_at.is_some() || status.phase.is_none() => None,
-            Plan::Stay(_) => Some(HELD),
-            Plan::Hold(..) => Some(HELD),
-            Plan::Restore(..) | Plan::Wait(_) => None,
+            Plan::Stay(Stay::UnderWay) | Plan::Hold(..) => Some(HELD),
+            Plan::Stay(_) | Plan::Restore(..) | Plan::Wait(_) => None,
         };
         let planned = match plan {
             Plan::Wait(at) => Some(*at),
@@ -667,12 +740,22 @@ fn progress(
     memory: &mut Memory,
     old: Option<&RolloutRecordStatus>,
     template: TemplateHash,
+    deployment: &Value,
     snapshot: &Snapshot<'_>,
     now: Timestamp,
 ) -> Progress {
     let observed = snapshot.observed_generation >= snapshot.generation;
-    // How many are available beyond those of earlier templates: that grows until the last of those is gone.
-    let available = snapshot.available - (snapshot.replicas - snapshot.updated);
+    // How many are ready and available beyond those of earlier templates: that grows until the last of those is gone.
+    let ready = deployment["status"]["readyReplicas"].as_i64().unwrap_or_default();
+    let ready = i32::try_from(ready).unwrap_or_default();
+    let available = snapshot.available + ready - 2 * (snapshot.replicas - snapshot.updated);
+    // Nothing is expected of a rollout that is paused or has no replicas, and one that is scaled has another way to go.
+    let scaled = memory.desired.replace(snapshot.desired).is_some_and(|desired| desired != snapshot.desired);
+    if snapshot.paused || snapshot.desired == 0 || scaled {
+        let progress = Progress { best: (snapshot.updated, available), at: now };
+        memory.progress = Some((template, observed, progress));
+        return progress;
+    }
     let (observed, progress) = match memory.progress {
         Some((of, before, progress)) if of == template && (before || !observed) => (before, progress),
         Some((of, ..)) if of == template => (true, Progress { best: (0, 0), at: now }),
@@ -681,6 +764,8 @@ fn progress(
             let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
             let begun = known.and_then(|old| old.rollout_started_at.as_ref()).map(|begun| begun.0);
             let written = if memory.before.is_none() && old.is_none() { snapshot.written_at } else { None };
+            // What is known, and has not begun, was paused until now.
+            let begun = if known.is_some() { begun.or(Some(now)) } else { begun };
             let start = begun.or(written).unwrap_or(now).min(now);
             let got_on = snapshot.progressing.as_ref().and_then(|c| c.updated_at).filter(|_| observed);
             let at = got_on.map_or(start, |at| at.clamp(start, now));
@@ -742,7 +827,7 @@ fn announced_until(started: Timestamp, policy: &Policy) -> Timestamp {
 }
 
 fn retry(busy: &Busy, now: Timestamp) -> Timestamp {
-    let soon = later(now, SignedDuration::from_secs(1)).unwrap_or(now);
+    let soon = later(now, SignedDuration::from_secs(2)).unwrap_or(now);
     match busy {
         Busy::Hour { until } => (*until).clamp(soon, later(now, HELD).unwrap_or(soon)),
         _ => soon,

@@ -35,7 +35,8 @@ struct Inner {
     policies: ArcSwap<PolicySet>,
     namespaces: RwLock<HashMap<String, Labels>>,
     own_namespace: String,
-    called_for: ArcSwap<Selector>,
+    /// None before the webhook configuration was read.
+    called_for: ArcSwapOption<Selector>,
     own_user: Option<String>,
     stuck: ArcSwapOption<HashMap<String, i64>>,
     ledgers: records::Ledgers,
@@ -57,7 +58,7 @@ impl World {
             policies: ArcSwap::default(),
             namespaces: RwLock::default(),
             own_namespace,
-            called_for: ArcSwap::default(),
+            called_for: ArcSwapOption::empty(),
             own_user,
             stuck: ArcSwapOption::empty(),
             ledgers: records::Ledgers::default(),
@@ -98,12 +99,18 @@ impl World {
 
     /// Says which namespaces the webhook is called for at all, by their labels.
     pub fn set_called_for(&self, namespaces: Selector) {
-        self.0.called_for.store(Arc::new(namespaces));
+        self.0.called_for.store(Some(Arc::new(namespaces)));
     }
 
     /// Says whether the webhook is called for Deployments of `namespace`: what it does not guard is not followed either.
     pub fn is_called_for(&self, namespace: &str) -> bool {
-        self.namespace_matches(namespace, &self.0.called_for.load())
+        let called_for = self.0.called_for.load();
+        called_for.as_ref().is_none_or(|selector| self.namespace_matches(namespace, selector))
+    }
+
+    /// Says whether it is known which namespaces the webhook is called for.
+    pub fn knows_called_for(&self) -> bool {
+        self.0.called_for.load().is_some()
     }
 
     /// Says whether Deployments of `namespace` are never guarded.

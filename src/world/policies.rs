@@ -364,10 +364,10 @@ impl Keeper {
     /// Reads the release, and takes in for which namespaces its webhook is called.
     async fn release(&mut self, cluster: &Cluster) -> Result<Option<Release>, ClusterError> {
         let release = cluster.release(&self.settings.validating_configuration).await?;
-        if let Some(release) = release.as_ref().filter(|release| release.namespaces != self.called_for) {
+        if let Some(release) = &release {
+            self.count_due |= release.namespaces != self.called_for;
             self.called_for = release.namespaces.clone();
             self.world.set_called_for(release.namespaces.clone());
-            self.count_due = true;
         }
         Ok(release)
     }

@@ -74,6 +74,9 @@ impl State {
         self.dirty.remove(key);
         let Some(object) = self.deployments.get(key).cloned() else { return };
         let uid = text(&object["metadata"]["uid"]).to_owned();
+        if let Some(truth) = self.truths.get_mut(&uid) {
+            truth.manager_seen = true;
+        }
         let mut next = (*object).clone();
         if object["metadata"]["deletionTimestamp"].is_string() {
             next["status"]["observedGeneration"] = object["metadata"]["generation"].clone();

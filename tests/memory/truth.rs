@@ -47,6 +47,8 @@ pub struct Truth {
     pub manager_seen: bool,
     /// How long a look at it has taken at the most: its time is that of its beginning.
     pub slowest: SignedDuration,
+    /// When the template of now came.
+    pub pushed_at: Timestamp,
     pub restores: u32,
     pub pushes: u32,
 }
@@ -68,10 +70,12 @@ impl State {
             forgotten: false,
             manager_seen: false,
             slowest: secs(0),
+            pushed_at: self.now,
             restores: 0,
             pushes: 0,
         });
         truth.slowest = secs(0);
+        truth.pushed_at = self.now;
         truth.pushes += 1;
         truth.end_complete(self.now);
         truth.template = template;
@@ -178,8 +182,10 @@ impl State {
         say(snapshot.deleting, "restored while being deleted");
         say(from == to, "restored onto the current template");
         let agreed = self.in_step.is_some_and(|since| self.now.duration_since(since) > secs(300));
+        // Kubernetes' own word that it does not is taken.
+        let own_word = agreed && classify(&snapshot) != Phase::Failed;
         say(
-            agreed && matches!(fate(tag_of(&old["spec"]["template"])), "good" | "slow"),
+            own_word && matches!(fate(tag_of(&old["spec"]["template"])), "good" | "slow"),
             "restored though it gets on",
         );
         say(truth.template != from, "restored from a template that is not there");
@@ -302,6 +308,14 @@ impl State {
     pub fn looked(&mut self, key: &Key, took: SignedDuration) {
         if let Some(truth) = self.uid_of(key).and_then(|uid| self.truths.get_mut(&uid)) {
             truth.slowest = truth.slowest.max(took);
+        }
+    }
+
+    /// The watch tells of the template of now only now.
+    pub fn told(&mut self, key: &Key) {
+        let now = self.now;
+        if let Some(truth) = self.uid_of(key).and_then(|uid| self.truths.get_mut(&uid)) {
+            truth.slowest = truth.slowest.max(now.duration_since(truth.pushed_at));
         }
     }
 

@@ -1,8 +1,10 @@
 //! What the scenarios are written in.
 
 pub mod cluster;
+pub mod denial;
 pub mod installation;
 pub mod kwok;
+pub mod metrics;
 pub mod policy;
 pub mod process;
 pub mod record;

@@ -289,14 +289,35 @@ pub fn unchanged_for(deployment: &Value) -> Duration {
     last.and_then(|last| Duration::try_from(Timestamp::now().duration_since(last)).ok()).unwrap_or_default()
 }
 
+/// Where one replica answers reviews.
+fn webhook_of(pod: &str) -> Result<String, String> {
+    let pod = cluster::json(["get", "pod", pod, "-n", "rollout-guard"])?;
+    Ok(format!("https://{}:8443/validate", pod["status"]["podIP"].as_str().unwrap_or_default()))
+}
+
 /// The guard's answer to a review, from one replica: asked from the node, as the API server would.
 pub fn judged_by(pod: &str, review: &Value) -> Result<Value, String> {
-    let pod = cluster::json(["get", "pod", pod, "-n", "rollout-guard"])?;
-    let url = format!("https://{}:8443/validate", pod["status"]["podIP"].as_str().unwrap_or_default());
+    let url = webhook_of(pod)?;
     let (kind, body) = ("content-type: application/json", review.to_string());
-    let done = cluster::in_node(&["curl", "-ks", "--max-time", "5", "-H", kind, "--data-binary", &body, &url]);
+    let done =
+        cluster::in_node(&["curl", "-ks", "--max-time", "5", "-H", kind, "--data-binary", &body, &url]);
     if !done.ok() {
         return Err(done.report());
     }
     serde_json::from_str(&done.stdout).map_err(|error| format!("{error}: {}", done.report()))
+}
+
+/// Asks one replica again and again from within the node, where that takes no time, until it refuses for `reason`.
+/// Returns when it did, by the clock that the node and this machine share.
+pub fn refused_by(pod: &str, review: &Value, reason: &str) -> Timestamp {
+    const SCRIPT: &str = r#"
+        until curl -ks --max-time 5 -H "content-type: application/json" --data-binary "$1" "$0" | grep -F "\"$2 "
+        do sleep 0.1
+        done
+        date -u +%FT%T.%6NZ"#;
+    let url = webhook_of(pod).unwrap_or_else(|words| panic!("{words}"));
+    let asked = cluster::in_node(&["timeout", "60", "sh", "-c", SCRIPT, &url, &review.to_string(), reason]);
+    let said = asked.succeeds();
+    let at = said.lines().last().and_then(|time| time.parse().ok());
+    at.unwrap_or_else(|| panic!("no time: {said}"))
 }

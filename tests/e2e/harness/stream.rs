@@ -20,8 +20,8 @@ use super::{
 /// Deployments that the updates are spread over: a Deployment must settle before its next turn.
 const DEPLOYMENTS: usize = 24;
 const WORKERS: usize = 3;
-/// Between two updates of a worker. kube-controller-manager writes about three times for each push and is limited
-/// to 20 writes a second; faster pushes would only queue.
+/// Between two updates of a worker: the next turn of a Deployment comes after three seconds, which is enough to settle
+/// in, also on a machine that is busy.
 const PACE: Duration = Duration::from_millis(400);
 
 /// Changes templates of healthy Deployments until it is told to stop.

@@ -115,7 +115,8 @@ fn helm_hears_of_the_rollback(s: &Scenario, helm: &Applier, bad: &Value) {
     let done = helm.run(s, bad, &["--wait", "--timeout=60s"]).done();
     s.say(&format!("helm failed after {:.1} s", done.took.as_secs_f64()));
     assert!(done.took < seconds(25), "not within seconds: {}", done.report());
-    let words = done.fails();
+    assert_eq!(done.code, Some(1), "{}", done.report());
+    let words = done.words();
     assert!(words.contains("RolledBack") || words.to_lowercase().contains("rolled back"), "{words}");
     // At once: the fix must not have to wait for the end of the rollback.
     drop(pushed);

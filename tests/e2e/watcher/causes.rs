@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::{container, missing_image, registry, without_settings};
 use crate::harness::{
     Scenario,
-    cluster::kubectl,
+    denial::denied,
     deployment,
+    metrics::of_the_leader,
     record::{is_announced, outcome, short, verdict},
-    restore,
     scenario::is_unobserved,
     seconds,
     wait::holds,
@@ -21,8 +21,23 @@ fn an_image_that_is_not_found_is_rolled_back_and_told_once() {
     let s = Scenario::shared("image-not-found");
     let _policy = s.short_policy();
     s.create_good(&deployment("web", |_| {}));
+    let before = of_the_leader().unwrap_or_else(|words| panic!("{words}"));
     let pushed = s.pushes("web", &missing_image());
     let record = pushed.is_safe("Image");
+    wait_until("the rollback is counted by the leader", seconds(10), || {
+        let now = of_the_leader()?;
+        for series in [
+            r#"rollout_guard_rollbacks_total{outcome="succeeded",cause="Image"}"#,
+            "rollout_guard_time_to_detect_seconds_count",
+            "rollout_guard_time_to_safety_seconds_count",
+            "rollout_guard_records_written_total",
+        ] {
+            // By at least one: other scenarios run beside.
+            let (before, now) = (before.value(series), now.value(series));
+            holds(now >= before + 1.0, format!("{series}: {before} before, {now} now"))?;
+        }
+        Ok(())
+    });
     assert!(words(&record).contains("not found"), "{record}");
     let said = s.is_told_once("web", "RolloutStuck");
     assert!(said.contains("not found"), "{said}");
@@ -97,7 +112,7 @@ fn a_container_that_ends_at_once_is_rolled_back_and_its_last_words_are_kept() {
     });
     assert_eq!(record["status"]["rollback"]["cause"], "Application");
     let record = pushed.is_safe("Application");
-    assert!(words(&record).contains('3'), "{record}");
+    assert!(words(&record).contains("exit code 3"), "{record}");
 }
 
 #[test]
@@ -201,37 +216,16 @@ fn fault_47_a_replica_set_that_another_admission_denies_is_rolled_back() {
 
 /// Lets nobody create a ReplicaSet of `image` in the scenario's namespace, until the returned value is dropped.
 fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
-    let name = s.namespace.clone();
     let version = image.rsplit(':').next().unwrap_or_default();
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s.namespace}},
-                "resourceRules": [{
-                    "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"],
-                    "resources": ["replicasets"],
-                }],
-            },
-            "validations": [{
-                "expression": format!("object.spec.template.spec.containers.all(c, c.image != '{image}')"),
-                "message": format!("{version} is not allowed here"),
-            }],
-        },
-    });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name, "validationActions": ["Deny"]},
-    });
-    let both = json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]});
-    kubectl(["create", "-f", "-"]).input(both.to_string()).succeeds();
-    let denial = restore("allow all ReplicaSets again", move || {
-        let kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings";
-        kubectl(["delete", kinds, &name, "--ignore-not-found", "--wait=false"]).done();
+    let spec = json!({
+        "matchConstraints": {"resourceRules": [{
+            "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["replicasets"],
+        }]},
+        "validations": [{
+            "expression": format!("object.spec.template.spec.containers.all(c, c.image != '{image}')"),
+            "message": format!("{version} is not allowed here"),
+        }],
     });
     let template = deployment("probe", |d| {
         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
@@ -242,16 +236,15 @@ fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
         "metadata": {"name": "probe"},
         "spec": {"selector": template["spec"]["selector"], "template": template["spec"]["template"]},
     });
-    wait_until("the denial is in force", seconds(20), || {
-        let probe = ["create", "--dry-run=server", "-n", &s.namespace, "-f", "-"];
-        let done = kubectl(probe).input(set.to_string()).done();
-        holds(done.words().contains("is not allowed here"), done.report())
-    });
-    denial
+    denied(s, spec, "is not allowed here", &|| {
+        s.kubectl(["create", "--dry-run=server", "-f", "-"]).input(set.to_string())
+    })
 }
 
-/// All that a record says of why it was rolled back.
+/// What a record says of why it was rolled back, a line each.
 fn words(record: &Value) -> String {
-    let status = &record["status"];
-    format!("{} {}", status["rollback"], status["cause"])
+    let rollback = &record["status"]["rollback"];
+    let evidence = rollback["evidence"].as_array().into_iter().flatten();
+    let lines = std::iter::once(&rollback["message"]).chain(evidence).filter_map(Value::as_str);
+    lines.collect::<Vec<_>>().join("\n")
 }

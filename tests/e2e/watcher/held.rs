@@ -5,8 +5,10 @@ use serde_json::json;
 use super::{container, missing_image, registry, without_settings};
 use crate::harness::{
     Scenario,
-    cluster::kubectl,
+    cluster::{json, kubectl},
     deployment,
+    metrics::of_the_leader,
+    policy::InForce,
     record::{Pushed, is_announced, short},
     scenario::condition,
     seconds,
@@ -21,7 +23,10 @@ fn fault_38_a_registry_that_fails_is_no_reason_to_roll_back() {
     s.create_good(&deployment("web", |_| {}));
     let pushed = s.pushes("web", &container(json!({"image": registry::image("broken")})));
     let words = pushed.is_held("Registry");
-    assert!(words.contains("Registry"), "{words}");
+    assert!(words.contains("the registry answers with a server error"), "{words}");
+    assert!(words.contains("the policy does not roll back for Registry"), "{words}");
+    let cause = &s.record("web")["status"]["cause"];
+    assert!(cause["evidence"].to_string().contains("503"), "{cause}");
 }
 
 #[test]
@@ -41,7 +46,8 @@ fn fault_39_a_pod_that_fits_no_node_is_held() {
     s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
     let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"nobody": "has-this"}}}}});
     let words = s.pushes("web", &nowhere).is_held("Capacity");
-    assert!(words.contains("Capacity"), "{words}");
+    assert!(words.contains("node affinity/selector"), "{words}");
+    assert!(words.contains("the policy does not roll back for Capacity"), "{words}");
 }
 
 #[test]
@@ -124,10 +130,11 @@ fn in_manual_mode_the_command_is_said_and_works() {
     let s = Scenario::shared("manual");
     let mut policy = short();
     policy["rollback"]["mode"] = json!("Manual");
-    let _policy = s.put_in_force("manual", policy);
+    let policy = s.put_in_force("manual", policy);
     s.create_good(&deployment("web", |_| {}));
     let pushed = s.pushes("web", &missing_image());
     let words = pushed.is_held("Image");
+    are_stuck(1, &policy, "Image");
     let record = s.record("web");
     let told = condition(&record, "RolledBack");
     assert_eq!((&told["status"], &told["reason"]), (&json!("False"), &json!("Manual")), "{record}");
@@ -137,14 +144,30 @@ fn in_manual_mode_the_command_is_said_and_works() {
     let args = command.split_whitespace().skip(1);
     kubectl(args).succeeds();
     s.completes("web");
+    are_stuck(0, &policy, "Image");
     assert_eq!(s.deployment("web")["spec"]["template"], pushed.good["spec"]["template"]);
     // It was a person's rollback: nothing is Bad.
     assert!(!s.record("web").to_string().contains("\"Bad\""), "{}", s.record("web"));
 }
 
+/// Waits until the leader's metrics and the policy's status say so.
+fn are_stuck(count: u32, policy: &InForce, cause: &str) {
+    let wanted = f64::from(count);
+    wait_until(&format!("{count} of {} are told to be stuck", policy.name), seconds(20), || {
+        let counted = of_the_leader()?;
+        let series = format!("rollout_guard_policy_stuck_deployments{{policy=\"{}\"}}", policy.name);
+        let of_the_policy = counted.value(&series);
+        // Scenarios that run beside have policies of their own, but the same causes.
+        let of_the_cause = counted.value(&format!("rollout_guard_stuck_deployments{{cause=\"{cause}\"}}"));
+        let status = json(["get", "rolloutpolicy", &policy.name])?["status"].clone();
+        let told = of_the_policy == wanted && of_the_cause >= wanted && status["stuck"] == count;
+        holds(told, format!("policy {of_the_policy}, cause {of_the_cause}, status {status}"))
+    });
+}
+
 /// The other Deployment has the same trouble at the same time, and is the clock of this scenario.
 #[test]
-fn fault_46_where_rollbacks_are_off_nothing_is_written() {
+fn fault_46_where_rollbacks_are_off_the_deployment_is_not_written() {
     let s = Scenario::shared("off");
     let mut on = short();
     on["selector"] = json!({"matchLabels": {"app": "other"}});

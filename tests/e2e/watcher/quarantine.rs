@@ -1,20 +1,21 @@
 //! A template that was rolled back from, and comes again.
 
 use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::mpsc::{self, Receiver},
     thread,
-    time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{missing_image, without_settings};
 use crate::{
     harness::{
         Run, Scenario, deployment, installation,
-        record::{generation, judged_by, revision, same_template, verdict},
-        seconds,
-        wait::holds,
-        wait_until,
+        record::{generation, judged_by, refused_by, revision, same_template, verdict},
+        restore, seconds,
         workload::image_of,
     },
     overrides::may_override,
@@ -94,6 +95,8 @@ fn an_overridden_bad_template_that_completes_is_good_again() {
 fn fault_27_every_replica_knows_a_bad_template_within_a_second() {
     let s = Scenario::shared("every-replica");
     let _policy = s.short_policy();
+    // Before there is a record, so that the watch is there in time.
+    let (_watch, told) = first_bad(&s);
     s.create_good(&deployment("web", |_| {}));
     let pods = installation::ready_pods().expect("pods");
     assert!(pods.len() > 1, "one replica alone proves nothing: {pods:?}");
@@ -105,15 +108,16 @@ fn fault_27_every_replica_knows_a_bad_template_within_a_second() {
         let answer = judged_by(pod, &review).unwrap_or_else(|words| panic!("{words}"));
         assert_eq!(answer["response"]["allowed"], true, "{pod} knows too early: {answer}");
     }
-    s.wait_for_record("it is bad", "web", |record| record.to_string().contains("\"Bad\""));
-    let recorded = Instant::now();
-    let took: Vec<Duration> = thread::scope(|scope| {
-        let asking: Vec<_> = pods.iter().map(|pod| scope.spawn(|| knows(pod, &review, recorded))).collect();
+    let refused: Vec<Timestamp> = thread::scope(|scope| {
+        let asking: Vec<_> =
+            pods.iter().map(|pod| scope.spawn(|| refused_by(pod, &review, "RG004"))).collect();
         asking.into_iter().map(|asked| asked.join().expect("thread")).collect()
     });
-    for (pod, took) in pods.iter().zip(&took) {
-        s.say(&format!("{pod} refuses {:.2} s after the record says Bad", took.as_secs_f64()));
-        assert!(*took < seconds(1), "{pod} took {took:?}");
+    let recorded = told.recv_timeout(seconds(20)).expect("the watch of the record tells of it");
+    for (pod, refused) in pods.iter().zip(refused) {
+        let took = refused.duration_since(recorded);
+        s.say(&format!("{pod} refuses {:.2} s after a watch of the record told Bad", took.as_secs_f64()));
+        assert!(took <= SignedDuration::from_secs(1), "{pod} took {took:?}");
     }
     pushed.is_safe("Configuration");
     // And so by the API server, whichever it asks.
@@ -125,14 +129,29 @@ fn fault_27_every_replica_knows_a_bad_template_within_a_second() {
     assert_eq!(s.generation("web"), before, "refused, and yet it moved");
 }
 
-/// Returns how long after `since` a replica first refuses.
-fn knows(pod: &str, review: &Value, since: Instant) -> Duration {
-    wait_until(&format!("{pod} refuses the bad template"), seconds(20), || {
-        let asked = since.elapsed();
-        let answer = judged_by(pod, review)?;
-        let words = answer["response"]["status"]["message"].as_str().unwrap_or_default();
-        holds(words.starts_with("RG004 "), answer.to_string()).map(|()| asked)
-    })
+/// Watches the scenario's records until the first returned value is dropped; the second one receives when a template was
+/// first told to be Bad.
+fn first_bad(s: &Scenario) -> (impl Drop + use<>, Receiver<Timestamp>) {
+    let mut kubectl = Command::new("kubectl")
+        .args(["get", "rolloutrecords.rollout-guard.io", "-n", &s.namespace, "--watch", "-o"])
+        .arg(r#"jsonpath={.status.revisions[*].verdict}{"\n"}"#)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    let lines = BufReader::new(kubectl.stdout.take().expect("a pipe")).lines();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        if lines.map_while(Result::ok).any(|line| line.contains("Bad")) {
+            // Nobody hears it where the scenario has failed.
+            let _ = tell.send(Timestamp::now());
+        }
+    });
+    let watch = restore("end the watch", move || {
+        let _ = kubectl.kill();
+        let _ = kubectl.wait();
+    });
+    (watch, told)
 }
 
 /// What the API server would ask about a push of `bad` over `good`.

@@ -1,6 +1,6 @@
 //! Rollbacks are switched off while a bad push is under way.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::without_settings;
 use crate::harness::{
@@ -29,15 +29,28 @@ fn fault_46_where_a_policy_switches_rollbacks_off_during_a_bad_push_the_deployme
     assert!(record["status"]["rollback"].is_null(), "rolled back before it was switched off: {record}");
     let words = pushed.is_held("Configuration");
     assert!(words.contains("Off"), "{words}");
-    let by_the_guard = audit_events(&s.namespace).into_iter().filter(|event| {
-        let verb = event["verb"].as_str().unwrap_or_default();
-        let writes = !matches!(verb, "get" | "list" | "watch");
-        event["user"]["username"] == "system:serviceaccount:rollout-guard:rollout-guard"
-            && event["objectRef"]["resource"] == "deployments"
-            && writes
-    });
-    let written: Vec<_> = by_the_guard.collect();
-    assert!(written.is_empty(), "{written:?}");
+    let (by_the_guard, by_others) = written(&s.namespace);
+    let is_the_push = |event: &&Value| {
+        let agent = event["userAgent"].as_str().unwrap_or_default();
+        event["verb"] == "patch" && agent.starts_with("kubectl")
+    };
+    assert_eq!(by_others.iter().filter(is_the_push).count(), 1, "the audit log has no push: {by_others:?}");
+    assert!(by_the_guard.is_empty(), "{by_the_guard:?}");
     switch("Automatic");
     pushed.counted_from_now().is_safe("Configuration");
+    let (by_the_guard, _) = written(&s.namespace);
+    assert!(!by_the_guard.is_empty(), "rolled back, and the audit log does not tell by whom");
+}
+
+/// Returns what the audit log tells of writes of the Deployment `web`: those of the guard, and all others.
+fn written(namespace: &str) -> (Vec<Value>, Vec<Value>) {
+    let of_it = audit_events(namespace).into_iter().filter(|event| {
+        let of = &event["objectRef"];
+        let verb = event["verb"].as_str().unwrap_or_default();
+        of["resource"] == "deployments"
+            && of["namespace"] == namespace
+            && of["name"] == "web"
+            && !matches!(verb, "get" | "list" | "watch")
+    });
+    of_it.partition(|event| event["user"]["username"] == "system:serviceaccount:rollout-guard:rollout-guard")
 }

@@ -38,7 +38,7 @@ fn fault_37_while_kube_controller_manager_is_away_nothing_is_rolled_back_and_its
     let bad = s.pushes("other", &without_settings()).within(seconds(90));
     for (name, pushed) in [("web", &pushed), ("other", &bad)] {
         let words = pushed.is_held("ControlPlane");
-        assert!(words.contains("ControlPlane"), "{words}");
+        assert!(words.contains("kube-controller-manager shows no sign of life"), "{words}");
         assert!(is_unobserved(&s.deployment(name)), "observed by nobody");
     }
     is_open("controller_manager", true);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::guard;
-use crate::harness::{Scenario, cluster::kubectl, restore, seconds, wait::holds, wait_until};
+use crate::harness::{Scenario, denial::denied, seconds, wait::holds, wait_until};
 
 /// The steps in their order: the intent is written down, announced, carried out and written down, and the fields go
 /// back to their owners. A Deployment that has the name of a step is held before it.
@@ -38,7 +38,6 @@ fn asks(step: &str) -> String {
 /// Closes all gates in the scenario's namespace, to the guard alone; they are gone when the returned value is
 /// dropped. The Deployment `hand-back` must be there.
 pub fn closed(s: &Scenario) -> impl Drop + use<> {
-    let name = s.namespace.clone();
     let gate = |step: &str| {
         json!({
             "expression": format!("!({})", asks(step)),
@@ -52,45 +51,21 @@ pub fn closed(s: &Scenario) -> impl Drop + use<> {
             "resources": [resource, format!("{resource}/status")],
         })
     };
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s.namespace}},
-                "resourceRules": [
-                    rule("apps", "v1", "deployments"),
-                    rule("rollout-guard.io", "v1alpha1", "rolloutrecords"),
-                ],
-            },
-            "matchConditions": [{
-                "name": "the-guard",
-                "expression": format!("request.userInfo.username == '{}'", guard::USER),
-            }],
-            "validations": STEPS.map(gate),
-        },
+    let spec = json!({
+        "matchConstraints": {"resourceRules": [
+            rule("apps", "v1", "deployments"),
+            rule("rollout-guard.io", "v1alpha1", "rolloutrecords"),
+        ]},
+        "matchConditions": [{
+            "name": "the-guard",
+            "expression": format!("request.userInfo.username == '{}'", guard::USER),
+        }],
+        "validations": STEPS.map(gate),
     });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name, "validationActions": ["Deny"]},
-    });
-    let both = json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]});
-    kubectl(["create", "-f", "-"]).input(both.to_string()).succeeds();
-    let gates = restore("open the gates", move || {
-        let kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings";
-        kubectl(["delete", kinds, &name, "--ignore-not-found"]).succeeds();
-    });
-    wait_until("the gates are closed", seconds(20), || {
-        let label = json!({"metadata": {"labels": {"gate": "closed"}}}).to_string();
-        let probe =
-            ["patch", "deployment", "hand-back", "--as", guard::USER, "--dry-run=server", "-p", &label];
-        let done = s.kubectl(probe).done();
-        holds(done.words().contains("held before hand-back"), done.report())
-    });
-    gates
+    let label = json!({"metadata": {"labels": {"gate": "closed"}}}).to_string();
+    denied(s, spec, "held before hand-back", &|| {
+        s.kubectl(["patch", "deployment", "hand-back", "--as", guard::USER, "--dry-run=server", "-p", &label])
+    })
 }
 
 /// Waits until the guard stands before each of `steps`.

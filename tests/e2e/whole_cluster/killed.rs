@@ -100,7 +100,10 @@ fn create_good(s: &Scenario, names: &[&str]) {
 fn push_at_once<'a>(s: &'a Scenario, names: &[&str]) -> Vec<Pushed<'a>> {
     let pushed = names.iter().map(|name| s.about_to_push(name).within(seconds(120)));
     let pushed: Vec<Pushed<'a>> = pushed.collect();
-    let patch = without_settings().to_string();
+    let mut patch = without_settings();
+    // A value that is put back is owned by the guard until it hands it back; what is only taken away is not.
+    patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    let patch = patch.to_string();
     s.kubectl(["patch", "deployment"]).args(names).args(["--type=strategic", "-p", &patch]).succeeds();
     pushed.into_iter().map(Pushed::counted_from_now).collect()
 }

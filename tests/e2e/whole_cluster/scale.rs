@@ -14,10 +14,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::guard::{holder, pod_of};
+use super::guard::{self, Request, holder, pod_of};
 use crate::harness::{
     Scenario,
-    cluster::{audit_events, in_node, json as get, kubectl},
+    cluster::{in_node, json as get, kubectl},
     deployment, installation, kwok,
     policy::InForce,
     restore,
@@ -35,7 +35,6 @@ const NODES: usize = 3;
 const WORKERS: usize = 4;
 /// On namespaces: of which scenario. On Deployments: the part it plays, [`Part`].
 const KEY: &str = "rollout-guard-e2e-scale";
-const GUARD: &str = "system:serviceaccount:rollout-guard:rollout-guard";
 const IMAGE: &str = "registry.example/app";
 
 #[test]
@@ -66,7 +65,7 @@ fn of_200_rollouts_at_once_the_20_bad_ones_are_restored_and_nothing_else_is_writ
     s.say(&format!("all complete after {:.1} s", started.elapsed().as_secs_f64()));
     let leader = watched_by_the_leader(fleet.size);
 
-    let since = now_in_node();
+    let since = guard::now_in_node();
     let before = Process::of(&leader);
     let started = Instant::now();
     fleet.push();
@@ -88,7 +87,7 @@ fn of_200_rollouts_at_once_the_20_bad_ones_are_restored_and_nothing_else_is_writ
     {
         s.say(&format!("the leader is {now} now"));
     }
-    let requests = requests_since(&since);
+    let requests = guard::requests(guard::USER, Some(&since));
     s.say(&format!("{} requests of both replicas meanwhile:\n{}", requests.len(), table(&requests)));
 
     // One more generation for each push, one more for each rollback, and none for anybody else.
@@ -422,47 +421,6 @@ impl Process {
     }
 }
 
-/// The API server's own clock, as its audit log writes it.
-fn now_in_node() -> String {
-    in_node(&["date", "-u", "+%FT%T.%6NZ"]).succeeds().trim().to_owned()
-}
-
-/// One request of the guard.
-struct Request {
-    verb: String,
-    /// With its subresource.
-    resource: String,
-    group: String,
-    object: String,
-}
-
-impl Request {
-    fn writes(&self) -> bool {
-        !matches!(self.verb.as_str(), "get" | "list" | "watch")
-    }
-}
-
-/// Returns what both replicas have asked of the API server since then.
-fn requests_since(since: &str) -> Vec<Request> {
-    // A watch is told of twice, at its begin and at its end.
-    let mut known = BTreeSet::new();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let of_it = audit_events(GUARD).into_iter().filter(|event| event["user"]["username"] == GUARD);
-    let since = of_it.filter(|event| event["requestReceivedTimestamp"].as_str() >= Some(since));
-    let each = since.filter(|event| known.insert(text(&event["auditID"])));
-    each.map(|event| {
-        let of = &event["objectRef"];
-        let resource = [text(&of["resource"]), text(&of["subresource"])];
-        Request {
-            verb: text(&event["verb"]),
-            resource: resource.join("/").trim_matches('/').to_owned(),
-            group: text(&of["apiGroup"]),
-            object: format!("{}/{}", text(&of["namespace"]), text(&of["name"])),
-        }
-    })
-    .collect()
-}
-
 fn table(requests: &[Request]) -> String {
     let mut counts = BTreeMap::<_, usize>::new();
     for request in requests {
@@ -479,10 +437,11 @@ fn table(requests: &[Request]) -> String {
 fn only_these_are_written(requests: &[Request], bad: &BTreeSet<String>, pushed: &BTreeSet<String>) {
     let mut restored = BTreeSet::new();
     for request in requests.iter().filter(|request| request.writes()) {
-        let Request { verb, resource, group, object } = request;
+        let Request { verb, group, resource, namespace, name, .. } = request;
+        let object = format!("{namespace}/{name}");
         let main = resource.split('/').next().unwrap_or_default();
         let expected = match (group.as_str(), main) {
-            ("apps", "deployments") => bad.contains(object),
+            ("apps", "deployments") => bad.contains(&object),
             ("rollout-guard.io", "rolloutrecords") => pushed.contains(&object.replace("/deployment-", "/")),
             ("rollout-guard.io", "rolloutpolicies") | ("coordination.k8s.io", "leases") => true,
             // The fallbacks, which it applies again and again.
@@ -494,7 +453,7 @@ fn only_these_are_written(requests: &[Request], bad: &BTreeSet<String>, pushed: 
         };
         assert!(expected, "the guard did {verb} {resource} {object}");
         if resource == "deployments" {
-            restored.insert(object.clone());
+            restored.insert(object);
         }
     }
     assert_eq!(&restored, bad, "restored by the audit log, and bad");
