@@ -50,6 +50,8 @@ fn over_a_failed_generation_everything_but_a_new_template_still_works() {
 #[test]
 fn a_crash_loop_that_runs_into_its_deadline_is_failed_too() {
     let s = Scenario::shared("crash");
+    // Else it would be rolled back before its deadline.
+    let _policy = s.put_in_force("by-hand", json!({"rollback": {"mode": "Off"}}));
     s.create_complete(&deployment("web", |d| {
         // Else the moment before the first crash would do for a complete rollout.
         d["spec"]["minReadySeconds"] = json!(2);

@@ -13,7 +13,8 @@
 //! the node), `IMAGE` (the guard's reference, `localhost/rollout-guard:dev`) and `SAMPLE_IMAGE`
 //! (`localhost/sample`, with the tags v1, v2 and v3), `KWOK` (the program, as `tests/kind/kwok.sh` prints it);
 //! `CHART` where another chart than this tree's is meant. How much: `THREADS` (scenarios side by side, by `make e2e`;
-//! by hand `--test-threads`), `LOOPS` (Helm's rollbacks and fixes, 10) and `SCALE` (Deployments of the scale
+//! by hand `--test-threads`), `LOOPS` (Helm's rollbacks and fixes, 10), `TURNS` (of killing the leader, 1) and `SCALE`
+//! (Deployments of the scale
 //! scenario, 1000).
 //!
 //! The chart is installed once in a run. Each scenario has a namespace of its own and runs beside the others;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The tests in a real cluster: bring up rollout-guard-test, load the images, run
 # `cargo test --test e2e`, delete the cluster (not with KEEP=1). Arguments are
-# for the test binary; THREADS scenarios run side by side (6: they wait most of the time). For the tests: KUBECONFIG, PATH, CLUSTER, NODE, NODE_EXEC
+# for the test binary; THREADS scenarios run side by side (8: they wait most of the time). For the tests: KUBECONFIG, PATH, CLUSTER, NODE, NODE_EXEC
 # (see cluster.sh env), IMAGE (the guard's reference), SAMPLE_IMAGE and KWOK.
 . "$(dirname "$0")/lib.sh"
 cluster=rollout-guard-test
@@ -35,4 +35,4 @@ CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$("$HERE/cargo-target.sh")}
 export CARGO_TARGET_DIR
 cd "$ROOT"
 say "cargo test --test e2e, IMAGE=$IMAGE"
-cargo test --locked --test e2e -- --include-ignored --nocapture --test-threads="${THREADS:-6}" "$@" < /dev/null
+cargo test --locked --test e2e -- --include-ignored --nocapture --test-threads="${THREADS:-8}" "$@" < /dev/null

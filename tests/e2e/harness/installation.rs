@@ -64,13 +64,17 @@ fn clean() {
     kubectl(["delete", "secret", SECRET, "-n", NAME, "--ignore-not-found"]).succeeds();
 }
 
-/// Rollbacks of scenarios that run side by side: the chart's own limits would let them stop each other.
-const LIMITS: [&str; 5] = [
+/// Rollbacks of scenarios that run side by side: the chart's own limits would let them stop each other. And what makes
+/// the scenarios quicker, or is asked about.
+const LIMITS: [&str; 7] = [
     "watcher.limits.rollbacksPerCluster=50",
     "watcher.limits.rollbacksPerHour=10000",
     "watcher.limits.rollbacksPerNamespace=10",
     "watcher.limits.stuckAtLeast=1000",
     "rbac.podLogs=true",
+    // Many restarts, and no pushes meanwhile; the scenario of restarts has the chart's own.
+    "shutdown.drainDelaySeconds=2",
+    "shutdown.preStopSeconds=1",
 ];
 
 /// Installs or upgrades the chart, with the chart's own values but for the image and `settings`, and waits until

@@ -14,7 +14,7 @@ use super::{missing_image, without_settings};
 use crate::{
     harness::{
         Run, Scenario, deployment, installation,
-        record::{generation, judged_by, refused_by, revision, same_template, verdict},
+        record::{generation, judged_by, refused_by, revision, same_template, short, verdict},
         restore, seconds,
         workload::image_of,
     },
@@ -94,7 +94,10 @@ fn an_overridden_bad_template_that_completes_is_good_again() {
 #[test]
 fn fault_27_every_replica_knows_a_bad_template_within_a_second() {
     let s = Scenario::shared("every-replica");
-    let _policy = s.short_policy();
+    let mut policy = short();
+    // Longer than it takes to ask each replica once before.
+    policy["watch"]["earlyFailureAfter"] = json!("8s");
+    let _policy = s.put_in_force("short", policy);
     // Before there is a record, so that the watch is there in time.
     let (_watch, told) = first_bad(&s);
     s.create_good(&deployment("web", |_| {}));
