@@ -86,7 +86,11 @@ fn rolled_back(status: &RolloutRecordStatus, plan: &Plan) -> Option<(bool, &'sta
         Outcome::Succeeded if current => (true, "Succeeded", message),
         Outcome::Succeeded => (false, "Replaced", "another template was pushed since".to_owned()),
         Outcome::Failed => (false, "Failed", message),
-        Outcome::Superseded => (false, "Superseded", "another template was pushed meanwhile".to_owned()),
+        Outcome::Superseded => (
+            false,
+            "Superseded",
+            "it was not needed any more, or another template was pushed meanwhile".to_owned(),
+        ),
     })
 }
 
