@@ -706,6 +706,9 @@ impl Rollouts for Api {
         self.call("read Deployment".to_owned(), false, |state| {
             let (rng, faults) = (&mut state.rng, state.faults);
             let old = State::earlier(rng, faults, state.old_deployments.get(key));
+            if old.is_some() {
+                state.looked(key, secs(3600));
+            }
             let mut object = old.or_else(|| state.deployments.get(key).cloned()).map(|o| (*o).clone());
             if let Some(object) = object.as_mut().filter(|_| state.broken.rosy) {
                 let replicas = object["spec"]["replicas"].clone();
