@@ -707,6 +707,10 @@ impl Rollouts for Api {
             let (rng, faults) = (&mut state.rng, state.faults);
             let old = State::earlier(rng, faults, state.old_deployments.get(key));
             if old.is_some() {
+                // What is read is of any time before.
+                state.looked(key, secs(3600));
+            }
+            if old.is_some() {
                 state.looked(key, secs(3600));
             }
             let mut object = old.or_else(|| state.deployments.get(key).cloned()).map(|o| (*o).clone());

@@ -86,20 +86,22 @@ impl State {
 
     /// A Deployment was stored.
     pub(super) fn learn(&mut self, _key: &Key, object: &Arc<Value>) {
-        let (now, good_after) = (self.now, self.good_after);
+        let now = self.now;
         let Some(truth) = self.truths.get_mut(text(&object["metadata"]["uid"])) else { return };
         let snapshot = Snapshot::of(object);
+        // Annotated, say, it is not observed for a moment, and as well as before.
+        let as_well = Snapshot { observed_generation: snapshot.generation, ..snapshot.clone() };
+        let blinks = classify(&snapshot) == Phase::Unobserved && classify(&as_well) == Phase::Complete;
         if classify(&snapshot) == Phase::Complete {
             truth.complete.get_or_insert(now);
             truth.complete_generations.insert(snapshot.generation);
             truth.open = false;
-        } else {
+        } else if !blinks {
             truth.end_complete(now);
         }
         if snapshot.deleting || snapshot.paused {
             truth.open = false;
         }
-        let _ = good_after;
     }
 
     /// Time passes.
