@@ -588,3 +588,19 @@ fn policies_that_change_are_heeded_at_the_next_look() {
     story.go(100);
     story.is_safe();
 }
+
+#[test]
+fn what_is_known_of_a_deployment_is_not_taken_for_another_of_its_name() {
+    let mut story = Story::under(short("Enforce", "Manual"), "crash-2");
+    story.go(60);
+    assert!(story.events().contains(&("RolloutStuck", 1)));
+    let key = story.key.clone();
+    story.state().delete(&key, false);
+    story.state().collect();
+    story.state().create(&key, "crash-2", 2);
+    story.go(7);
+    let told = |story: &Story| story.events().iter().filter(|(reason, _)| *reason == "RolloutStuck").count();
+    assert_eq!(told(&story), 1, "it has its own time");
+    story.go(60);
+    assert_eq!(told(&story), 2, "it is told of as well");
+}

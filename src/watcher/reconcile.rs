@@ -119,6 +119,8 @@ pub enum Next {
 pub struct Memory {
     /// What was complete right before the template of now.
     pub before: Option<Before>,
+    /// Of which Deployment: one of the same name made later is another one.
+    uid: String,
     /// Of which template, whether that was observed, and how far it has come.
     progress: Option<(TemplateHash, bool, Progress)>,
     told: HashSet<String>,
@@ -177,6 +179,10 @@ impl<R: Rollouts> Reconciler<R> {
             return Ok(Next::Idle);
         };
         let uid = text(&deployment["metadata"]["uid"]).to_owned();
+        if memory.uid != uid {
+            let before = memory.before.take().filter(|_| memory.uid.is_empty());
+            *memory = Memory { before, uid: uid.clone(), ..Memory::default() };
+        }
         let look = Look { key, uid, policy: &policy, now };
         let stored = self.rollouts.record(key).await?;
         let (own, planted): (Option<StoredRecord>, Option<StoredRecord>) = match stored {
