@@ -768,3 +768,17 @@ fn a_template_that_is_back_later_than_it_may_has_succeeded_all_the_same() {
     world.look();
     assert_eq!(world.status().rollback.as_ref().map(|r| r.outcome), Some(Outcome::Succeeded));
 }
+
+#[test]
+fn fault_47_an_error_of_the_template_before_is_not_blamed_on_a_fix_that_nobody_has_looked_at() {
+    let mut world = pushed();
+    world.policy = policy(json!({"watch": {"unobservedAfter": "100s", "earlyFailureAfter": "5s"}}));
+    world.cause = Some(cause(CauseType::ReplicaSetCreate, true));
+    world.look();
+    // kube-controller-manager has renewed its lease last when the fix came.
+    world.manager = Some(AtWork::Since { since: at(-1000), last: at(world.now) });
+    world.now += 15;
+    assert!(matches!(world.look(), Some(Plan::Wait(_))));
+    world.manager = Some(AtWork::Since { since: at(-1000), last: at(world.now) });
+    assert!(matches!(world.look(), Some(Plan::Restore(..))));
+}

@@ -418,6 +418,9 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
                     if seen_after { due } else { due.max(later(now, LOOK_AGAIN)) }
                 }
             };
+            // What stands there may be of the template before, as long as nobody has looked at this one.
+            let unseen = matches!(seen.manager, Some(AtWork::Since { last, .. }) if Some(last) < later(since, SEEN_AT_WORK));
+            let early = if unseen { early.max(early.and(later(now, LOOK_AGAIN))) } else { early };
             [after, early]
         }
         // Kubernetes has waited long enough: no need for a record to say since when.
@@ -582,17 +585,22 @@ pub fn is_put_back(status: &RolloutRecordStatus) -> bool {
 }
 
 /// Says whether a rollback that was decided on was carried out without anybody writing it down, and its template
-/// was then brought back: two generations more, the same template, and its ReplicaSet with another revision (or none
-/// then), as Kubernetes numbers one anew that becomes the current one again.
+/// was then brought back: two generations more, the same template, and its ReplicaSet or that of the template that was
+/// put back with another revision (or none then), as Kubernetes numbers one anew that becomes the current one again.
 pub fn came_back(status: &RolloutRecordStatus, seen: &Seen<'_>) -> bool {
-    let set = seen.replica_sets.into_iter().flatten().find(|set| set.template == seen.template);
-    let revision = set.map(|set| set.revision);
+    let of = |hash: &str| {
+        let mut sets = seen.replica_sets.into_iter().flatten();
+        sets.find(|set| set.template.to_string() == hash).map(|set| set.revision)
+    };
     status.rollback.as_ref().is_some_and(|rollback| {
-        let numbered_anew = rollback.from_revision.is_none() || revision != rollback.from_revision;
-        numbered_anew
-            && rollback.outcome == Outcome::InProgress
+        let to = of(&rollback.to);
+        let numbered_anew = rollback.from_revision.is_none()
+            || of(&rollback.from) != rollback.from_revision
+            || to.is_some() && to != rollback.to_revision;
+        rollback.outcome == Outcome::InProgress
             && rollback.from == seen.template.to_string()
             && seen.generation - rollback.from_generation >= 2
+            && numbered_anew
     })
 }
 

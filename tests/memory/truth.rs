@@ -47,6 +47,8 @@ pub struct Truth {
     pub manager_seen: bool,
     /// How long a look at it has taken at the most: its time is that of its beginning.
     pub slowest: SignedDuration,
+    /// From which template a rollback is decided on, and how many pushes there were then.
+    pub intended: Option<(TemplateHash, u32)>,
     /// When the template of now came.
     pub pushed_at: Timestamp,
     pub restores: u32,
@@ -71,6 +73,7 @@ impl State {
             manager_seen: false,
             slowest: secs(0),
             pushed_at: self.now,
+            intended: None,
             restores: 0,
             pushes: 0,
         });
@@ -194,14 +197,20 @@ impl State {
         say(!truth.sets.contains(&to), "restored onto a template without a ReplicaSet of its own");
         let automatic = self.began.get(&(process, key.clone())).copied().unwrap_or(true);
         say(!self.automatic && !automatic, "restored against the policy");
+        // Put back and pushed again before anybody could observe it: as if it had never been put back.
+        let unseen = truth.intended.is_some_and(|(of, pushes)| of == from && pushes < truth.pushes);
+        let unseen = unseen && !truth.manager_seen;
         say(
-            agreed && snapshot.observed_generation < snapshot.generation && !truth.manager_seen,
+            agreed
+                && !unseen
+                && snapshot.observed_generation < snapshot.generation
+                && !truth.manager_seen,
             "restored though nobody was there to observe",
         );
         let lost = truth.record_lost || truth.forgotten;
         if !lost {
             say(truth.put_back, "restored twice from one push");
-            say(truth.restored_from.contains(&from), "restored twice from one template");
+            say(!unseen && truth.restored_from.contains(&from), "restored twice from one template");
             say(truth.restored_from.contains(&to), "restored onto a template that was rolled back from");
         }
         let record = self.records.get(key).filter(|record| record.is_of(key, &uid));
@@ -292,7 +301,15 @@ impl State {
             self.wrong(what);
         }
         let over = status.rollback.as_ref().is_some_and(|rollback| rollback.outcome != Outcome::InProgress);
+        let open = |record: &StoredRecord| {
+            let rollback = record.status.rollback.as_ref().filter(|r| r.outcome == Outcome::InProgress)?;
+            TemplateHash::parse(&rollback.from)
+        };
+        let decided = open(new).filter(|from| open(old) != Some(*from));
         let truth = self.truths.get_mut(&new.owner_uid).expect("known");
+        if let Some(from) = decided {
+            truth.intended = Some((from, truth.pushes));
+        }
         for hash in good_again {
             truth.restored_from.remove(&hash);
         }
