@@ -928,8 +928,9 @@ fn noticed(broken: Broken) -> String {
 #[test]
 fn it_would_be_noticed_if_writes_were_not_guarded_by_what_was_read() {
     let what = noticed(Broken { takes_stale_writes: true, ..Broken::default() });
-    // What somebody else wrote meanwhile is overwritten: a status, or a template.
-    assert!(what.contains("is not kept") || what.contains("restored"), "{what}");
+    // What somebody else wrote meanwhile is overwritten: a status, a template, or what was known of a rollback.
+    let lost = ["is not kept", "restored", "is rolled back"];
+    assert!(lost.iter().any(|words| what.contains(words)), "{what}");
 }
 
 #[test]

@@ -361,7 +361,11 @@ fn tidy(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
         }
     }
     let current = status.template_hash.clone();
-    let rollback = status.rollback.as_ref().filter(|rollback| rollback.outcome == Outcome::InProgress);
+    // Also what was rolled back from, as long as what was put back stands there: the record goes on telling of it.
+    let told = |rollback: &&RecordRollback| {
+        rollback.outcome == Outcome::InProgress || Some(&rollback.to) == current.as_ref()
+    };
+    let rollback = status.rollback.as_ref().filter(told);
     let involved: Vec<String> =
         rollback.into_iter().flat_map(|rollback| [rollback.from.clone(), rollback.to.clone()]).collect();
     let mut bad = 0;
