@@ -9,7 +9,7 @@
 //!
 //! ```text
 //!  main ─▶ cli ─▶ commands ─▶ { webhook, watcher } ─▶ world
-//!       ─▶ { cluster, admin, telemetry, tls, shutdown } ─▶ { core, api }
+//!       ─▶ { cluster, admin, notify, telemetry, post, tls, shutdown } ─▶ { core, api }
 //! ```
 //!
 //! - [`core`] decides. It is pure: no async, clock, client, logging or metrics; `now` is an argument.
@@ -19,6 +19,8 @@
 //! - [`webhook`] turns reviews into decisions, serves them by TLS, and keeps its certificates.
 //! - [`watcher`] follows every generation until it settles and rolls back what is stuck. It and [`webhook`] never
 //!   see each other: what one must know of the other is in RolloutRecords.
+//! - [`notify`] tells people beyond the cluster, and is never in the way of a rollback; [`post`] is its way out, and that
+//!   of traces.
 //! - [`commands`] holds one file for each subcommand; [`cli`] their arguments.
 //!
 //! # The one rule
@@ -32,6 +34,8 @@ pub mod cli;
 pub mod cluster;
 pub mod commands;
 pub mod core;
+pub mod notify;
+pub mod post;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

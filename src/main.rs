@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use rollout_guard::{cli::Cli, tls};
 
 fn main() -> ExitCode {
     tls::install_provider();
-    Cli::parse().run()
+    Cli::start()
 }

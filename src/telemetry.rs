@@ -1,7 +1,10 @@
 //! Logs and metrics: what the guard tells machines about itself.
 //!
 //! All metrics live in one [`Metrics`] struct that is registered once and handed to whoever counts; no
-//! global registry. Names follow the Prometheus conventions and are listed in `docs/metrics.md`.
+//! global registry. Names follow the Prometheus conventions and are listed in `docs/metrics.md`. With them goes the
+//! handle by which [`traces`] are sent.
+
+pub mod traces;
 
 use std::{
     fmt,
@@ -142,6 +145,22 @@ pub struct ReconcileLabels {
     pub result: &'static str,
 }
 
+/// The label of metrics about one receiver of notifications.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReceiverLabels {
+    /// The receiver's name.
+    pub receiver: String,
+}
+
+/// Labels of [`Metrics::notifications`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct NotificationLabels {
+    /// The receiver's name.
+    pub receiver: String,
+    /// `delivered`, `refused` (the receiver never takes it), `gave_up` (not taken in time) or `dropped` (too many).
+    pub outcome: &'static str,
+}
+
 /// Everything the guard counts. Clones share the same counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -183,6 +202,8 @@ pub struct Metrics {
     pub stuck: Family<CauseLabels, Gauge>,
     /// Stuck Deployments of each RolloutPolicy.
     pub policy_stuck: Family<PolicyLabels, Gauge>,
+    /// Deployments that are stuck on the revision that was put back.
+    pub latched: Gauge,
     /// Rollbacks by outcome and cause.
     pub rollbacks: Family<RollbackLabels, Counter>,
     /// Rollbacks of which the outcome is not known yet.
@@ -199,6 +220,16 @@ pub struct Metrics {
     pub reconciles: Family<ReconcileLabels, Counter>,
     /// Writes of RolloutRecords.
     pub records_written: Counter,
+    /// Notifications by receiver and outcome.
+    pub notifications: Family<NotificationLabels, Counter>,
+    /// Attempts to tell a receiver that failed.
+    pub notification_errors: Family<ReceiverLabels, Counter>,
+    /// Notifications that wait for a receiver; alerts that last.
+    pub notification_queue: Family<ReceiverLabels, Gauge>,
+    /// 0 where the file of the notifications cannot be used as it is; else 1.
+    pub notifications_valid: Gauge,
+    /// Where spans go.
+    pub traces: traces::Traces,
 }
 
 impl Default for Metrics {
@@ -223,6 +254,7 @@ impl Default for Metrics {
             watched: Gauge::default(),
             stuck: Family::default(),
             policy_stuck: Family::default(),
+            latched: Gauge::default(),
             rollbacks: Family::default(),
             rollbacks_in_progress: Gauge::default(),
             time_to_detect: rollout_histogram(),
@@ -231,8 +263,20 @@ impl Default for Metrics {
             queue_depth: Gauge::default(),
             reconciles: Family::default(),
             records_written: Counter::default(),
+            notifications: Family::default(),
+            notification_errors: Family::default(),
+            notification_queue: Family::default(),
+            notifications_valid: one(),
+            traces: traces::Traces::default(),
         }
     }
+}
+
+/// Nothing is wrong until something is found to be.
+fn one() -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(1);
+    gauge
 }
 
 /// 20 us to 1.3 s: what is judged takes tens of microseconds, what asks for an override up to a second.
@@ -340,6 +384,11 @@ impl Metrics {
             "Stuck Deployments of the RolloutPolicy",
             self.policy_stuck.clone(),
         );
+        r.register(
+            "latched_deployments",
+            "Deployments that are stuck on the revision that was put back",
+            self.latched.clone(),
+        );
         r.register("rollbacks", "Rollbacks by outcome and cause", self.rollbacks.clone());
         r.register(
             "rollbacks_in_progress",
@@ -362,6 +411,26 @@ impl Metrics {
         r.register("queue_depth", "Deployments that are due and not looked at yet", self.queue_depth.clone());
         r.register("reconciles", "Looks at Deployments by result", self.reconciles.clone());
         r.register("records_written", "Writes of RolloutRecords", self.records_written.clone());
+        self.register_notifications(r);
+    }
+
+    fn register_notifications(&self, r: &mut Registry) {
+        r.register("notifications", "Notifications by receiver and outcome", self.notifications.clone());
+        r.register(
+            "notification_errors",
+            "Attempts to tell a receiver that failed",
+            self.notification_errors.clone(),
+        );
+        r.register(
+            "notification_queue_depth",
+            "Notifications that wait for a receiver, alerts that last",
+            self.notification_queue.clone(),
+        );
+        r.register(
+            "notifications_config_valid",
+            "0 where the configuration of the notifications cannot be used as it is, else 1",
+            self.notifications_valid.clone(),
+        );
     }
 }
 

@@ -15,7 +15,12 @@ use rollout_guard::core::template::TemplateHash;
 use serde_json::{Value, json};
 
 fn guard() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rollout-guard"));
+    guard_by(env!("CARGO_BIN_EXE_rollout-guard"))
+}
+
+/// The guard, or what runs it.
+fn guard_by(program: &str) -> Command {
+    let mut command = Command::new(program);
     // Nothing of the machine's: no cluster, no settings.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ROLLOUT_GUARD_")) {
         command.env_remove(name);
@@ -367,6 +372,8 @@ fn commands(of: &[&str]) -> Vec<String> {
         .skip_while(|line| *line != "Commands:")
         .skip(1)
         .take_while(|line| !line.is_empty())
+        // A long description goes on in the next line, further in.
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
         .map(str::to_owned)
@@ -377,7 +384,7 @@ fn commands(of: &[&str]) -> Vec<String> {
 fn the_help_of_each_command_says_what_it_does_and_shows_examples() {
     let names = commands(&[]);
     assert!(
-        ["run", "watcher", "webhook", "judge", "check", "certs", "completion"]
+        ["status", "run", "watcher", "webhook", "judge", "check", "certs", "completion", "man"]
             .iter()
             .all(|name| names.contains(&(*name).to_owned())),
         "{names:?}"
@@ -406,18 +413,60 @@ fn the_help_of_each_command_says_what_it_does_and_shows_examples() {
 }
 
 #[test]
-fn completion_prints_a_script_that_the_shell_accepts() {
-    for shell in ["bash", "zsh", "fish"] {
+fn completion_prints_a_script_that_asks_this_program_for_candidates() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completion", shell]);
         let script = text(&output.stdout);
         assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shell}");
-        for word in ["judge", "webhook", "completion", "filename"] {
+        for word in ["rollout-guard", "_ROLLOUT_GUARD_COMPLETE"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
     let script = run(&["completion", "bash"]).stdout;
     let check = Command::new("bash").args(["-n"]).write_stdin(script).output().expect("bash is there");
     assert!(check.status.success(), "{}", text(&check.stderr));
+}
+
+/// As bash does it: the script is read, then its function is called with the words that were typed.
+#[test]
+fn in_bash_commands_flags_and_values_are_completed() {
+    let dir = directory();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_rollout-guard"), dir.path().join("rollout-guard"))
+        .expect("linked");
+    let complete = |words: &str| {
+        let script = format!(
+            "source <(rollout-guard completion bash); words=({words}); COMP_WORDS=(\"${{words[@]}}\"); \
+             COMP_CWORD=$((${{#words[@]}} - 1)); COMP_TYPE=9; \
+             $(complete -p rollout-guard | sed 's/.*-F \\([^ ]*\\).*/\\1/') rollout-guard \"${{words[-1]}}\" ''; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path"));
+        let output =
+            guard_by("bash").args(["-c", &script]).env("PATH", path).output().expect("bash is there");
+        assert_eq!(text(&output.stderr), "", "{words}");
+        text(&output.stdout).lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(complete("rollout-guard stat"), ["status"]);
+    assert_eq!(complete("rollout-guard status --all"), ["--all-namespaces"]);
+    assert_eq!(complete("rollout-guard status -o wi"), ["wide"]);
+    assert_eq!(complete("rollout-guard status web"), [""], "no cluster, no candidates, no words");
+}
+
+#[test]
+fn man_prints_a_page_and_writes_one_for_each_command() {
+    let page = text(&run(&["man", "status"]).stdout);
+    assert!(page.contains(".TH rollout-guard-status 1") && page.contains("deploy/web"), "{page}");
+    assert!(text(&run(&["man"]).stdout).contains(".TH rollout-guard 1"));
+    refused(&["man", "statsu"], &["there is no command \"statsu\""]);
+    let dir = directory();
+    let man = dir.path().join("man/man1");
+    let output = run(&["man", "--dir", man.to_str().expect("UTF-8")]);
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+    for name in commands(&[]) {
+        let page = man.join(format!("rollout-guard-{name}.1"));
+        assert!(page.is_file(), "{}", page.display());
+    }
+    refused(&["man", "--dir", "/dev/null/man"], &["cannot write the manual into /dev/null/man"]);
 }
 
 #[test]

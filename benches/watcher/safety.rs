@@ -32,6 +32,7 @@ use rollout_guard::{
         record::Before,
         rollout::Phase,
     },
+    notify::Notifier,
     telemetry::Metrics,
     watcher::{
         reconcile::{Gate, Memory, Next, Reconciler},
@@ -256,7 +257,14 @@ fn reconciler(rollouts: Cluster, watched: usize) -> anyhow::Result<Reconciler<Cl
     let surroundings = Arc::new(Surroundings::new(limits));
     surroundings.set_guarded(u32::try_from(watched)?);
     set_health(&surroundings);
-    Ok(Reconciler { rollouts, world, surroundings, gate: Arc::new(Leader), metrics: Metrics::default() })
+    Ok(Reconciler {
+        rollouts,
+        world,
+        surroundings,
+        gate: Arc::new(Leader),
+        metrics: Metrics::default(),
+        notifier: Notifier::off(),
+    })
 }
 
 fn set_health(surroundings: &Surroundings) {

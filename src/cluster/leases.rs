@@ -15,14 +15,14 @@ use kube::{Api, api::PostParams};
 
 use super::{Cluster, ClusterError, FIELD_MANAGER, call_within};
 use crate::core::{
-    lease::{Record, STOP_ANNOTATION},
+    lease::{BREAKER_ANNOTATION, Record, STOP_ANNOTATION},
     message::plain,
 };
 
 /// Two of these fit into the ten seconds for which a renewal counts.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// The most characters of the reason to stop.
+/// The most characters of the reason to stop, and of why the breaker is open.
 const REASON: usize = 200;
 
 /// Where the Lease is kept. Every call answers within 4 s.
@@ -40,7 +40,7 @@ pub trait LeaseStore: Send + Sync {
     fn create(&self, record: Record) -> BoxFuture<'_, Result<Option<Record>, ClusterError>>;
 
     /// Replaces the Lease of the record's resourceVersion and returns it as it is stored; `None` where it is
-    /// another one now, or gone. What is not in a record stays, the annotations among it.
+    /// another one now, or gone. What is not in a record stays, the annotations of others among it.
     ///
     /// # Errors
     /// When the store refuses or does not answer. It may have been replaced.
@@ -54,6 +54,8 @@ pub struct ClusterLease {
     name: String,
     /// As it was last answered. A replacement is made from it, so that nothing of others is lost.
     last: Mutex<Option<Lease>>,
+    /// How the breaker is, as far as this process knows.
+    breaker: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 impl Cluster {
@@ -64,11 +66,34 @@ impl Cluster {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             last: Mutex::new(None),
+            breaker: Box::new(|| None),
         }
     }
 }
 
 impl ClusterLease {
+    /// Tells with each write how the breaker is, as `breaker` has it then: closed, or why it is open; none where this
+    /// process does not know, and then what another one told is taken away.
+    #[must_use]
+    pub fn telling(mut self, breaker: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.breaker = Box::new(breaker);
+        self
+    }
+
+    /// Puts how the breaker is on `lease`. Who gives the lead up knows nothing of it any more.
+    fn tell(&self, lease: &mut Lease, record: &Record) {
+        let told = if record.holder.is_empty() { None } else { (self.breaker)() };
+        match told {
+            Some(told) => {
+                let annotations = lease.metadata.annotations.get_or_insert_default();
+                annotations.insert(BREAKER_ANNOTATION.to_owned(), plain(&told, REASON));
+            }
+            None => {
+                lease.metadata.annotations.as_mut().map(|all| all.remove(BREAKER_ANNOTATION));
+            }
+        }
+    }
+
     fn what(&self, verb: &str) -> String {
         format!("{verb} Lease {}/{}", self.namespace, self.name)
     }
@@ -141,6 +166,7 @@ impl LeaseStore for ClusterLease {
         async move {
             let Some(mut lease) = self.last(&record) else { return Ok(None) };
             lease.spec = Some(with(lease.spec.take().unwrap_or_default(), &record));
+            self.tell(&mut lease, &record);
             let params = Self::params();
             // The resourceVersion that was read goes along: a Lease that changed since then is a conflict.
             let replaced =
@@ -153,7 +179,10 @@ impl LeaseStore for ClusterLease {
 
 fn record_of(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
-    let stop = lease.metadata.annotations.as_ref().and_then(|all| all.get(STOP_ANNOTATION));
+    let annotation = |key: &str| {
+        let told = lease.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        told.map(|told| plain(told, REASON))
+    };
     Record {
         holder: spec.holder_identity.unwrap_or_default(),
         lease_duration_seconds: spec.lease_duration_seconds.unwrap_or_default(),
@@ -162,7 +191,8 @@ fn record_of(lease: &Lease) -> Record {
         lease_transitions: spec.lease_transitions.unwrap_or_default(),
         uid: lease.metadata.uid.clone().unwrap_or_default(),
         resource_version: lease.metadata.resource_version.clone().unwrap_or_default(),
-        stop: stop.map(|reason| plain(reason, REASON)),
+        stop: annotation(STOP_ANNOTATION),
+        breaker: annotation(BREAKER_ANNOTATION),
     }
 }
 
@@ -243,6 +273,37 @@ mod tests {
         assert_eq!(body["metadata"], stored("7")["metadata"]);
         assert_eq!(body["spec"]["holderIdentity"], Value::Null);
         assert_eq!(body["spec"]["renewTime"], "2027-01-15T08:00:00.000001Z");
+    }
+
+    #[tokio::test]
+    async fn who_leads_tells_how_the_breaker_is_and_who_gives_it_up_takes_that_away() {
+        let open = Arc::new(Mutex::new(Some("only 1 of 9 nodes are\nready".to_owned())));
+        let told = open.clone();
+        let (lease, sent) =
+            lease(|_, body| (StatusCode::OK, if body.is_null() { stored("7") } else { body.clone() }));
+        let lease = lease.telling(move || told.lock().expect("no panic").clone());
+        let record = lease.read().await.expect("answered").expect("there");
+        assert_eq!(record.breaker, None, "nobody knows");
+        let record = lease.replace(record).await.expect("answered").expect("stored");
+        assert_eq!(record.breaker.as_deref(), Some("only 1 of 9 nodes are\\nready"), "on one line");
+        *open.lock().expect("no panic") = Some("closed".to_owned());
+        let record = lease.replace(record).await.expect("answered").expect("stored");
+        assert_eq!(record.breaker.as_deref(), Some("closed"));
+        // Given up, or not known any more.
+        let given_up = Record { holder: String::new(), ..record.clone() };
+        let given_up = lease.replace(given_up).await.expect("answered").expect("stored");
+        assert_eq!(given_up.breaker, None);
+        let record = lease.replace(Record { holder: "a".to_owned(), ..given_up }).await;
+        let record = record.expect("answered").expect("stored");
+        *open.lock().expect("no panic") = None;
+        let record = lease.replace(record).await.expect("answered").expect("stored");
+        assert_eq!(record.breaker, None);
+        for body in sent.lock().expect("no panic").iter().skip(1) {
+            let annotations = &body["metadata"]["annotations"];
+            assert_eq!(annotations["rollout-guard.io/stop"], "incident\n42", "of others: {body}");
+            assert_eq!(annotations["example.org/mine"], "x", "of others: {body}");
+        }
+        assert_eq!(record.stop.as_deref(), Some("incident\\n42"));
     }
 
     #[tokio::test]

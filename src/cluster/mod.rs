@@ -7,10 +7,13 @@ pub mod access;
 pub mod announcements;
 pub mod certificates;
 pub mod deployments;
+pub mod diagnosis;
+pub mod dry_run;
 pub mod health;
 pub mod installation;
 pub mod leases;
 pub mod policies;
+pub mod reading;
 pub mod records;
 pub mod rollouts;
 
@@ -22,6 +25,8 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher,
 };
+
+use crate::core::key::Key;
 
 /// The field manager and Event source of everything the guard writes.
 pub use crate::core::restore::FIELD_MANAGER;
@@ -51,6 +56,12 @@ pub enum ClusterError {
         /// The client's error.
         source: Box<kube::Error>,
     },
+    /// There is no such Deployment.
+    #[error("deployment {:?} not found in namespace {:?}", key.name, key.namespace)]
+    NotFound {
+        /// Which one.
+        key: Key,
+    },
     /// What came back is not what it should be.
     #[error("{what}: {why}")]
     Unexpected {
@@ -69,7 +80,19 @@ impl ClusterError {
                 kube::Error::Api(status) => Some(status.code),
                 _ => None,
             },
+            Self::NotFound { .. } => Some(404),
             _ => None,
+        }
+    }
+
+    /// Returns what the API server or the client says, without what was asked.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => status.message.clone(),
+                other => with_causes(other),
+            },
+            other => other.to_string(),
         }
     }
 }

@@ -133,9 +133,9 @@ pub trait Rollouts: Send + Sync + 'static {
         patch: &Patch,
     ) -> impl Future<Output = Result<Value, ClusterError>> + Send;
 
-    /// Writes an Event; one that is there already is fine.
+    /// Writes an Event; one that is there already is fine. Says whether it is new.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    fn tell(&self, notice: &Notice) -> impl Future<Output = Result<(), ClusterError>> + Send;
+    fn tell(&self, notice: &Notice) -> impl Future<Output = Result<bool, ClusterError>> + Send;
 }

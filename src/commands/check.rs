@@ -18,7 +18,7 @@ use crate::{
         installation::{Definition, FallbackObjects, Hook, Hooks, LABEL, Replica, Workload},
         leases::LeaseStore,
     },
-    core::lease::{Record, STOP_ANNOTATION},
+    core::lease::{Record, STOP_ANNOTATION, pod_of},
     webhook::certificates::issue::{Certificate, verify},
 };
 
@@ -542,11 +542,6 @@ fn stopped_finding(namespace: &str, lease: &str, why: &str) -> Finding {
         format!("stopped by the annotation {STOP_ANNOTATION} on the Lease {namespace}/{lease}: {why}"),
         format!("to go on: kubectl -n {namespace} annotate lease {lease} {STOP_ANNOTATION}-"),
     )
-}
-
-/// The pod of a replica, by what the replica calls itself in the Lease.
-fn pod_of(holder: &str) -> &str {
-    holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
 }
 
 /// Nobody holds the Lease, or a pod that is gone: for some seconds that is in order.

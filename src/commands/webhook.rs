@@ -9,12 +9,15 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::watcher::WatchArgs;
 use crate::{
-    admin::{self, Admin, Readiness},
+    admin::{
+        self, Admin, Readiness,
+        page::{Page, Ui},
+    },
     api::duration::Duration,
     cluster::Cluster,
     core::message::DOCS,
     shutdown::{self, Shutdown},
-    telemetry::{self, Metrics},
+    telemetry::{self, Metrics, traces},
     tls::{self, ServedCertificate},
     watcher,
     webhook::{
@@ -23,7 +26,7 @@ use crate::{
         router::{self, Capacity},
         server::{self, Limits},
     },
-    world::{World, policies, records},
+    world::{World, page, policies, records},
 };
 
 /// Where the served certificate comes from.
@@ -47,9 +50,13 @@ pub struct WebhookArgs {
     #[arg(long, env = "ROLLOUT_GUARD_LISTEN", default_value = "0.0.0.0:8443", value_name = "ADDRESS")]
     listen: SocketAddr,
 
-    /// Where to serve /livez, /readyz, /metrics and /certificate, by plain HTTP.
+    /// Where to serve /livez, /readyz, /metrics, /certificate and the page /ui, by plain HTTP.
     #[arg(long, env = "ROLLOUT_GUARD_ADMIN_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_listen: SocketAddr,
+
+    /// Who may see the page /ui.
+    #[arg(long, env = "ROLLOUT_GUARD_UI", value_enum, default_value = "loopback")]
+    ui: Ui,
 
     /// The guard's own namespace.
     #[arg(long, env = "POD_NAMESPACE", default_value = "rollout-guard", value_name = "NAME")]
@@ -142,6 +149,10 @@ pub struct WebhookArgs {
     /// Where the reason ids are explained: what messages refer to.
     #[arg(long, env = "ROLLOUT_GUARD_DOCS_URL", default_value = DOCS, value_name = "URL")]
     docs_url: String,
+
+    /// The collector of OpenTelemetry that traces are sent to, by HTTP: http://collector:4318. Without it none are sent.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
 }
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -166,7 +177,8 @@ impl WebhookArgs {
         let (trigger, shutdown) = Shutdown::new();
         shutdown::on_signals(trigger).context("cannot install signal handlers")?;
 
-        let metrics = Metrics::default();
+        let traces = traces::begin(self.otlp_endpoint.as_deref());
+        let metrics = Metrics { traces: traces.clone(), ..Metrics::default() };
         let readiness = Readiness::default();
         let served = ServedCertificate::default();
         let tls = tls::server_config(served.clone(), self.client_ca.as_deref())?;
@@ -221,17 +233,33 @@ impl WebhookArgs {
             readiness.require("records"),
             rest.clone(),
         ));
-        if let Some(watch) = watch {
+        // Told of until nothing is judged any more, so that what was tried again has time for it.
+        let (notifier, telling) = watch.map(|watch| watch.notify(&metrics, rest.clone())).unzip();
+        let telling = tokio::spawn(telling.unwrap_or_else(|| std::future::ready(()).boxed()));
+        let notifier = notifier.unwrap_or_default();
+        let watch = watch.map(|watch| watch.settings(&self.namespace));
+        let page = Page::new(
+            self.ui,
+            super::watcher::way_to_page(&self.namespace, &self.service, self.admin_listen),
+            rest.clone(),
+        );
+        let replica = page::Replica {
+            namespace: self.namespace.clone(),
+            lease: watch.as_ref().map(|watch| (watch.lease.clone(), watch.identity.clone())),
+            certificate: Some(served.clone()),
+        };
+        keepers.spawn(page::keep(cluster.clone(), world.clone(), replica, page.clone(), rest.clone()));
+        if let Some(settings) = watch {
             let (cluster, world, drained) = (cluster.clone(), world.clone(), rest.clone());
-            let (settings, readiness) = (watch.settings(&self.namespace), readiness.clone());
+            let readiness = readiness.clone();
             let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
             keepers.spawn(async move {
                 // What drains leads no more: another replica takes over at once.
-                watcher::run(cluster, world, settings, readiness, metrics, shutdown).await;
+                watcher::run(cluster, world, settings, readiness, metrics, notifier, shutdown).await;
                 drained.started().await;
             });
         }
-        let admin = Admin::new(readiness, metrics.registry(), Some(served));
+        let admin = Admin::new(readiness, metrics.registry(), Some(served)).with_page(page);
         let admin = tokio::spawn(admin::serve(admin_listener, admin, rest));
 
         let judge = Judge {
@@ -255,7 +283,7 @@ impl WebhookArgs {
             ended = keepers.join_next() => anyhow::bail!("a task of the webhook ended early: {ended:?}"),
         }
         stop_rest.start();
-        let _ = admin.await;
+        let _ = tokio::join!(admin, telling, traces.stop());
         tracing::info!("drained");
         Ok(ExitCode::SUCCESS)
     }

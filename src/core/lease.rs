@@ -36,6 +36,18 @@ use jiff::Timestamp;
 /// The annotation on the Lease that stops every write of the guard; its value is the reason.
 pub const STOP_ANNOTATION: &str = "rollout-guard.io/stop";
 
+/// The annotation on the Lease by which the leader tells how the breaker is: [`BREAKER_CLOSED`], or why it is open. None:
+/// nobody knows.
+pub const BREAKER_ANNOTATION: &str = "rollout-guard.io/breaker";
+
+/// The value of [`BREAKER_ANNOTATION`] while rollbacks may start.
+pub const BREAKER_CLOSED: &str = "closed";
+
+/// Returns the pod of a replica, by what the replica calls itself in the Lease.
+pub fn pod_of(holder: &str) -> &str {
+    holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
+}
+
 /// The times of an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
@@ -91,6 +103,9 @@ pub struct Record {
     pub resource_version: String,
     /// The value of [`STOP_ANNOTATION`], where it is set. A write of a record that exists leaves it as it is.
     pub stop: Option<String>,
+    /// The value of [`BREAKER_ANNOTATION`], where it is set. What is written is the store's to know: no decision here
+    /// goes by it.
+    pub breaker: Option<String>,
 }
 
 /// What to do after a look at the Lease.

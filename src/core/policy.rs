@@ -225,6 +225,33 @@ impl Freeze {
         let until = since.checked_add(self.duration).ok()?;
         (now < until).then_some(OpenFreeze { name: &self.name, reason: &self.reason, since, until })
     }
+
+    /// Returns the window that is open at `now`, if one is, and those that start after it: at most `most`, in order.
+    pub fn windows(&self, now: Timestamp, most: usize) -> Vec<OpenFreeze<'_>> {
+        let mut windows: Vec<_> = self.open_at(now).into_iter().take(most).collect();
+        let Some(now) = DateTime::<Utc>::from_timestamp(now.as_second(), 0) else { return windows };
+        let mut start = now.with_timezone(&self.zone);
+        while windows.len() < most {
+            let Ok(next) = self.schedule.find_next_occurrence(&start, false) else { break };
+            let since = Timestamp::from_second(next.timestamp()).ok();
+            let window = since.and_then(|since| Some((since, since.checked_add(self.duration).ok()?)));
+            let Some((since, until)) = window else { break };
+            windows.push(OpenFreeze { name: &self.name, reason: &self.reason, since, until });
+            start = next;
+        }
+        windows
+    }
+
+    /// Returns the IANA name of its time zone.
+    pub fn zone(&self) -> &'static str {
+        self.zone.name()
+    }
+
+    /// Returns `time` in its time zone, for people: `Fri 2026-11-20 18:00 CET`.
+    pub fn local(&self, time: Timestamp) -> String {
+        let utc = DateTime::<Utc>::from_timestamp(time.as_second(), 0).unwrap_or_default();
+        utc.with_timezone(&self.zone).format("%a %Y-%m-%d %H:%M %Z").to_string()
+    }
 }
 
 impl Policy {
@@ -350,6 +377,24 @@ mod tests {
         );
         assert!(policy.open_freeze(at("2026-11-23T06:59:59Z")).is_some());
         assert_eq!(policy.open_freeze(at("2026-11-23T07:00:00Z")), None);
+    }
+
+    #[test]
+    fn the_next_windows_of_a_freeze_begin_with_the_one_that_is_open() {
+        let policy = weekend();
+        let windows = |now: &str| {
+            let freeze = policy.freezes.first().expect("one");
+            let windows = freeze.windows(at(now), 2);
+            windows.iter().map(|w| (freeze.local(w.since), freeze.local(w.until))).collect::<Vec<_>>()
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let first = pair("Fri 2026-03-20 18:00 CET", "Mon 2026-03-23 08:00 CET");
+        // The clocks go forward in the night to Sunday: 62 hours later it is nine.
+        let second = pair("Fri 2026-03-27 18:00 CET", "Mon 2026-03-30 09:00 CEST");
+        assert_eq!(windows("2026-03-20T16:59:59Z"), [first.clone(), second.clone()]);
+        assert_eq!(windows("2026-03-20T17:00:00Z"), [first.clone(), second.clone()]);
+        assert_eq!(windows("2026-03-23T06:59:59Z"), [first, second.clone()]);
+        assert_eq!(windows("2026-03-23T07:00:00Z").first(), Some(&second));
     }
 
     #[test]

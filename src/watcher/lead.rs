@@ -28,7 +28,7 @@ use crate::{
     core::{
         breaker::{ControllerManager, Health, Started, Why},
         key::Key,
-        lease::{Freshness, Renewal},
+        lease::{BREAKER_CLOSED, Freshness, Renewal},
         record::{AtWork, Before},
         rollout::Phase,
     },
@@ -287,11 +287,13 @@ impl Leader {
     }
 
     fn set_gauges(&self) {
-        let Reconciler { metrics, surroundings, world, .. } = &*self.reconciler;
+        let Reconciler { metrics, surroundings, world, notifier, .. } = &*self.reconciler;
         metrics.watched.set(i64::try_from(self.store.len()).unwrap_or(i64::MAX));
         metrics.queue_depth.set(i64::try_from(self.queue.depth()).unwrap_or(i64::MAX));
         metrics.rollbacks_in_progress.set(i64::try_from(surroundings.in_progress()).unwrap_or(i64::MAX));
         let stuck = surroundings.stuck();
+        let latched = stuck.values().filter(|stuck| stuck.latched).count();
+        metrics.latched.set(i64::try_from(latched).unwrap_or(i64::MAX));
         for cause in CauseType::ALL {
             let count = stuck.values().filter(|stuck| stuck.cause == cause).count();
             let labels = CauseLabels { cause: cause.word() };
@@ -301,6 +303,8 @@ impl Leader {
         for policy in world.policies().ranked() {
             by_policy.insert(policy.name.clone(), 0);
         }
+        let open = surroundings.open(Timestamp::now());
+        notifier.look(stuck.keys().cloned(), open.as_ref(), Timestamp::now());
         for stuck in stuck.into_values() {
             *by_policy.entry(stuck.policy).or_default() += 1;
         }
@@ -308,7 +312,7 @@ impl Leader {
             metrics.policy_stuck.get_or_create(&PolicyLabels { policy: policy.clone() }).set(*count);
         }
         world.set_stuck(Some(by_policy));
-        let open = surroundings.open(Timestamp::now());
+        world.set_breaker(Some(open.as_ref().map_or_else(|| BREAKER_CLOSED.to_owned(), Why::to_string)));
         for (reason, is) in breaker_reasons(open.as_ref()) {
             metrics.breaker_open.get_or_create(&BreakerLabels { reason }).set(is.into());
         }
@@ -318,9 +322,11 @@ impl Leader {
 /// Clears what only a leader says.
 pub fn step_down(metrics: &Metrics, world: &crate::world::World) {
     world.set_stuck(None);
+    world.set_breaker(None);
     metrics.watched.set(0);
     metrics.queue_depth.set(0);
     metrics.rollbacks_in_progress.set(0);
+    metrics.latched.set(0);
     metrics.stuck.clear();
     metrics.policy_stuck.clear();
     metrics.breaker_open.clear();

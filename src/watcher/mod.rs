@@ -27,6 +27,7 @@ use crate::{
     admin::Readiness,
     cluster::Cluster,
     core::{breaker::Limits, lease::Terms},
+    notify::Notifier,
     shutdown::Shutdown,
     telemetry::Metrics,
     world::World,
@@ -65,9 +66,11 @@ pub async fn run(
     settings: Settings,
     readiness: Readiness,
     metrics: Metrics,
+    notifier: Notifier,
     shutdown: Shutdown,
 ) {
-    let store = cluster.lease(&settings.namespace, &settings.lease);
+    let known_here = world.clone();
+    let store = cluster.lease(&settings.namespace, &settings.lease).telling(move || known_here.breaker());
     let who = election::Settings { identity: settings.identity.clone(), terms: Terms::default() };
     let gauges = metrics.clone();
     // It is released only when nothing is written any more.
@@ -87,12 +90,14 @@ pub async fn run(
                 surroundings: Arc::new(Surroundings::new(settings.limits)),
                 gate: Arc::new(leadership.clone()),
                 metrics: metrics.clone(),
+                notifier: notifier.clone(),
             };
             tokio::select! {
                 () = lead::lead(&cluster, Arc::new(reconciler)) => {}
                 () = leadership.ends(term) => {}
             }
             lead::step_down(&metrics, &world);
+            notifier.step_down();
         }
     };
     tokio::select! {

@@ -21,7 +21,7 @@ use super::surroundings::{Stuck, Surroundings};
 use crate::{
     api::{
         policy::{Mode, RollbackMode},
-        record::{Outcome, RolloutRecordStatus},
+        record::{Outcome, RecordRollback, RolloutRecordStatus},
     },
     cluster::{
         ClusterError,
@@ -33,6 +33,7 @@ use crate::{
         cause::{self, Cause, PodEvent, PodFacts, ReplicaSetFacts},
         conditions::{self, Telling},
         key::Key,
+        notification::Notification,
         policy::{Labels, Policy},
         record::{self, Before, Progress, Seen, Set, later, span},
         restore,
@@ -40,7 +41,8 @@ use crate::{
         rollout::{Phase, Snapshot, classify, is_inherited},
         template::TemplateHash,
     },
-    telemetry::{Metrics, RollbackLabels},
+    notify::Notifier,
+    telemetry::{Metrics, RollbackLabels, traces::RollbackSpan},
     world::World,
 };
 
@@ -140,6 +142,8 @@ pub struct Reconciler<R> {
     pub gate: Arc<dyn Gate>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who is told beyond the cluster.
+    pub notifier: Notifier,
 }
 
 /// One look at one Deployment.
@@ -296,7 +300,7 @@ impl<R: Rollouts> Reconciler<R> {
                     if status.rollback.as_ref().is_some_and(|rollback| rollback.outcome == Outcome::Failed) {
                         self.write(&look, record, &status).await?;
                     }
-                    self.tell(&look, tellings, memory).await;
+                    self.tell(&look, &status, tellings, memory).await;
                     return Err(error);
                 }
             };
@@ -305,10 +309,10 @@ impl<R: Rollouts> Reconciler<R> {
             self.write(&look, record, &status).await?;
             tellings.extend(conditions::tellings(&status, &done));
             let handed_back = self.hand_back(key, restored, Some(&before)).await;
-            self.tell(&look, tellings, memory).await;
+            self.tell(&look, &status, tellings, memory).await;
             handed_back?;
         } else {
-            self.tell(&look, tellings, memory).await;
+            self.tell(&look, &status, tellings, memory).await;
         }
         if memory.before.as_ref().is_some_and(|before| before.template != template) {
             memory.before = None;
@@ -440,7 +444,8 @@ impl<R: Rollouts> Reconciler<R> {
         let calm = plan(look.key, status, seen, look.policy, None, look.now);
         match &calm {
             Plan::Hold(cause, _) | Plan::Restore(cause, _) => {
-                let stuck = Stuck { policy: look.policy.name.clone(), cause: cause.kind };
+                let latched = matches!(calm, Plan::Hold(_, Hold::Latched));
+                let stuck = Stuck { policy: look.policy.name.clone(), cause: cause.kind, latched };
                 self.surroundings.is_stuck(look.key, stuck, cause.since.0, look.now);
             }
             Plan::Stay(_) | Plan::Wait(_) => self.surroundings.is_not_stuck(look.key),
@@ -552,6 +557,7 @@ impl<R: Rollouts> Reconciler<R> {
             };
             let labels = RollbackLabels { outcome, cause: rollback.cause.word() };
             self.metrics.rollbacks.get_or_create(&labels).inc();
+            self.metrics.traces.rollback(&span_of(look, status, rollback, outcome));
             if rollback.outcome == Outcome::Succeeded {
                 let pushed = rollback.pushed_at.as_ref().unwrap_or(&rollback.started_at);
                 self.metrics.time_to_safety.observe(seconds(pushed.0, look.now));
@@ -667,11 +673,22 @@ impl<R: Rollouts> Reconciler<R> {
         Err(ReconcileError::Changed)
     }
 
-    /// Writes what is to be told as Events, each once. One that cannot be written is in nobody's way.
-    async fn tell(&self, look: &Look<'_>, tellings: Vec<Telling>, memory: &mut Memory) {
+    /// Writes what is to be told as Events, each once, and hands it to the notifier, which never waits. What cannot be
+    /// written is in nobody's way.
+    async fn tell(
+        &self,
+        look: &Look<'_>,
+        status: &RolloutRecordStatus,
+        tellings: Vec<Telling>,
+        memory: &mut Memory,
+    ) {
         for telling in tellings {
+            if self.may_write().is_err() {
+                return;
+            }
+            let notification = self.notification(look, status, &telling);
             let fresh = look.now.duration_since(telling.since) < TOLD_WITHIN;
-            if !fresh || memory.told.contains(&telling.once) || self.may_write().is_err() {
+            if !fresh || memory.told.contains(&telling.once) {
                 continue;
             }
             let notice = Notice {
@@ -682,13 +699,35 @@ impl<R: Rollouts> Reconciler<R> {
                 message: telling.message,
                 once: format!("{}/{}", look.uid, telling.once),
             };
-            match self.rollouts.tell(&notice).await {
-                Ok(()) => {
+            let written = self.rollouts.tell(&notice).await;
+            // An Event that was there already is of the leader before, who has told it.
+            if !matches!(written, Ok(false))
+                && let Some(notification) = notification
+            {
+                self.notifier.tell(notification);
+            }
+            match written {
+                Ok(_) => {
                     memory.told.insert(telling.once);
                 }
                 Err(error) => tracing::warn!(key = %look.key, %error, "Event not written, tried again"),
             }
         }
+    }
+
+    /// Returns what the notifier is to tell, if it tells anybody anything, and lets it know that it is so.
+    fn notification(
+        &self,
+        look: &Look<'_>,
+        status: &RolloutRecordStatus,
+        telling: &Telling,
+    ) -> Option<Notification> {
+        if !self.notifier.has_receivers() {
+            return None;
+        }
+        let notification = Notification::of(look.key, &look.uid, status, telling)?;
+        self.notifier.lasts(&notification, look.now);
+        Some(notification)
     }
 
     fn may_write(&self) -> Result<(), ReconcileError> {
@@ -729,6 +768,28 @@ impl<R: Rollouts> Reconciler<R> {
         let pace = (early / 4).clamp(SignedDuration::from_secs(1), SignedDuration::from_secs(5));
         let paced = later(look.now, pace).unwrap_or(look.now);
         Next::At(planned.map_or(paced, |at| at.clamp(look.now, paced)))
+    }
+}
+
+/// The rollback as a whole, from what the record says of it.
+fn span_of<'a>(
+    look: &'a Look<'_>,
+    status: &'a RolloutRecordStatus,
+    rollback: &'a RecordRollback,
+    outcome: &'static str,
+) -> RollbackSpan<'a> {
+    let back = rollback.generation.is_some() && Some(&rollback.to) == status.template_hash.as_ref();
+    RollbackSpan {
+        namespace: &look.key.namespace,
+        name: &look.key.name,
+        uid: &look.uid,
+        cause: rollback.cause.word(),
+        outcome,
+        from: (rollback.from_revision, &rollback.from),
+        to: (rollback.to_revision, &rollback.to),
+        intended: rollback.started_at.0,
+        restored: status.rollout_started_at.as_ref().filter(|_| back).map(|restored| restored.0),
+        finished: rollback.finished_at.as_ref().map_or(look.now, |finished| finished.0),
     }
 }
 

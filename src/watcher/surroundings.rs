@@ -39,6 +39,8 @@ pub struct Stuck {
     pub policy: String,
     /// Why it is stuck.
     pub cause: CauseType,
+    /// Whether it is stuck on the revision that was put back: nothing more is done about it.
+    pub latched: bool,
 }
 
 impl Surroundings {

@@ -22,7 +22,10 @@ use crate::{
         mutation,
         policy::Policy,
     },
-    telemetry::{DecisionLabels, Metrics, OverrideLabels},
+    telemetry::{
+        DecisionLabels, Metrics, OverrideLabels,
+        traces::{DecisionSpan, TraceParent},
+    },
     world::World,
 };
 
@@ -89,6 +92,19 @@ impl Judge {
         request: &Request<'_>,
         now: Timestamp,
     ) -> Result<(Response, Option<Outcome>), ReviewError> {
+        self.validate_from(request, None, now).await
+    }
+
+    /// Like [`Judge::validate_with_outcome`], for a call that is part of the trace of `caller`.
+    ///
+    /// # Errors
+    /// When the request says that it is about a Deployment and is not.
+    pub async fn validate_from(
+        &self,
+        request: &Request<'_>,
+        caller: Option<TraceParent>,
+        now: Timestamp,
+    ) -> Result<(Response, Option<Outcome>), ReviewError> {
         let started = Instant::now();
         let mut response =
             Response { uid: request.uid.0.clone().into_owned(), allowed: true, ..Response::default() };
@@ -133,7 +149,7 @@ impl Judge {
         if response.allowed && change.template_changed && old.announces_rollback() {
             self.retract(&change, old.uid()).await;
         }
-        self.record(request, &outcome, started.elapsed());
+        self.record(request, &outcome, caller, started.elapsed());
         Ok((response, Some(outcome)))
     }
 
@@ -285,15 +301,30 @@ impl Judge {
         Ok(response)
     }
 
-    /// Counts a decision and writes its log line. Nothing that users wrote goes in unescaped.
-    fn record(&self, request: &Request<'_>, outcome: &Outcome, took: Duration) {
+    /// Counts a decision, writes its log line and hands over its span. Nothing that users wrote goes in unescaped.
+    fn record(&self, request: &Request<'_>, outcome: &Outcome, caller: Option<TraceParent>, took: Duration) {
         let mode = outcome.mode.map_or("none", Mode::label);
         let labels = DecisionLabels { verdict: outcome.verdict, reason: outcome.reason, mode };
         self.metrics.decisions.get_or_create(&labels).inc();
+        let uid = plain(&request.uid.0, 64);
+        let (namespace, name) = (plain(&request.namespace.0, 63), plain(&request.name.0, 253));
+        let trace_id = self.metrics.traces.decision(&DecisionSpan {
+            parent: caller,
+            took,
+            uid: &uid,
+            namespace: &namespace,
+            name: &name,
+            verdict: outcome.verdict,
+            reason: outcome.reason,
+            policy: outcome.policy.as_deref().unwrap_or_default(),
+            mode,
+            dry_run: request.dry_run(),
+        });
         tracing::info!(
-            uid = %plain(&request.uid.0, 64),
-            namespace = %plain(&request.namespace.0, 63),
-            name = %plain(&request.name.0, 253),
+            trace_id = trace_id.map(tracing::field::display),
+            %uid,
+            %namespace,
+            %name,
             user = %plain(request.user_name(), 253),
             dry_run = request.dry_run(),
             verdict = outcome.verdict,

@@ -23,7 +23,7 @@ use super::{
     judge::Judge,
     review::{self, Response, ReviewError},
 };
-use crate::telemetry::{Endpoint, Metrics};
+use crate::telemetry::{Endpoint, Metrics, traces::TraceParent};
 
 /// Both objects of a review may have 3 MiB, and JSON in JSON adds to that. 7 MiB are taken, no more.
 pub const BODY_LIMIT: usize = 7 * 1024 * 1024;
@@ -98,8 +98,12 @@ async fn validate(State(app): State<App>, headers: HeaderMap, body: Body) -> Htt
         Err(unread) => return unread.answer(&app.gate.metrics),
     };
     let started = Instant::now();
+    // Of an API server that traces its own calls.
+    let caller = headers.get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let answer = match review::parse(&call.body) {
-        Ok(request) => app.judge.validate(&request, Timestamp::now()).await,
+        Ok(request) => {
+            app.judge.validate_from(&request, caller, Timestamp::now()).await.map(|(answer, _)| answer)
+        }
         Err(error) => Err(error),
     };
     finish(&app.judge, Endpoint::Validate, started, answer)

@@ -6,10 +6,11 @@
 //! ```text
 //!  webhook ──▶ World ◀── policies (watch, status, fallback)
 //!  watcher ──▶   ▲   ▲── records (watch)
-//!                └────── set_stuck: what the leading watcher counts
+//!                └────── set_stuck, set_breaker: what the leading watcher knows
 //! ```
 
 mod listing;
+pub mod page;
 pub mod policies;
 pub mod records;
 
@@ -39,6 +40,7 @@ struct Inner {
     called_for: ArcSwapOption<Selector>,
     own_user: Option<String>,
     stuck: ArcSwapOption<HashMap<String, i64>>,
+    breaker: ArcSwapOption<String>,
     ledgers: records::Ledgers,
 }
 
@@ -61,6 +63,7 @@ impl World {
             called_for: ArcSwapOption::empty(),
             own_user,
             stuck: ArcSwapOption::empty(),
+            breaker: ArcSwapOption::empty(),
             ledgers: records::Ledgers::default(),
         }))
     }
@@ -85,6 +88,16 @@ impl World {
     pub fn stuck(&self, policy: &str) -> Option<i64> {
         let stuck = self.0.stuck.load();
         stuck.as_ref().map(|stuck| stuck.get(policy).copied().unwrap_or_default())
+    }
+
+    /// Says how the breaker is: closed, or why it is open. None: this process does not lead, and does not know.
+    pub fn set_breaker(&self, told: Option<String>) {
+        self.0.breaker.store(told.map(Arc::new));
+    }
+
+    /// Returns how the breaker is, as [`World::set_breaker`] was told; none where this process does not know.
+    pub fn breaker(&self) -> Option<String> {
+        self.0.breaker.load().as_deref().cloned()
     }
 
     /// Returns the guard's own namespace.

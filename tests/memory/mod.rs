@@ -46,6 +46,7 @@ use rollout_guard::{
         rollout::{Phase, Snapshot, classify},
         template::TemplateHash,
     },
+    notify::Notifier,
     telemetry::Metrics,
     watcher::{
         reconcile::{Gate, Memory, Reconciler},
@@ -892,14 +893,14 @@ impl Rollouts for Api {
         .await
     }
 
-    async fn tell(&self, notice: &Notice) -> Result<(), ClusterError> {
+    async fn tell(&self, notice: &Notice) -> Result<bool, ClusterError> {
         let line = format!("tell {}", notice.reason);
         self.call(line, true, |state| {
             let told = state.events.entry(notice.once.clone()).or_insert_with(|| (notice.clone(), 0));
             told.1 += 1;
             // One that is there already is a 409, and no write.
             state.writes -= u64::from(told.1 > 1);
-            Ok(())
+            Ok(told.1 == 1)
         })
         .await
     }
@@ -1026,6 +1027,7 @@ pub fn reconciler(state: &Arc<Mutex<State>>, process: usize, policy: Arc<Policy>
         surroundings: Arc::new(Surroundings::new(limits)),
         gate: Arc::new(switches),
         metrics: Metrics::default(),
+        notifier: Notifier::off(),
     }
 }
 

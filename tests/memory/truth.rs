@@ -201,10 +201,7 @@ impl State {
         let unseen = truth.intended.is_some_and(|(of, pushes)| of == from && pushes < truth.pushes);
         let unseen = unseen && !truth.manager_seen;
         say(
-            agreed
-                && !unseen
-                && snapshot.observed_generation < snapshot.generation
-                && !truth.manager_seen,
+            agreed && !unseen && snapshot.observed_generation < snapshot.generation && !truth.manager_seen,
             "restored though nobody was there to observe",
         );
         let lost = truth.record_lost || truth.forgotten;

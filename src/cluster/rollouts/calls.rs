@@ -217,12 +217,12 @@ impl Rollouts for Cluster {
         self.ask(what, request).await
     }
 
-    async fn tell(&self, notice: &Notice) -> Result<(), ClusterError> {
+    async fn tell(&self, notice: &Notice) -> Result<bool, ClusterError> {
         let what = format!("create an Event on Deployment {}", notice.key);
         let body = event(notice, Timestamp::now()).to_string().into_bytes();
         match self.ask(what, path::<Event>(&notice.key.namespace).create(&by_us(), body)).await {
-            Err(error) if error.code() == Some(409) => Ok(()),
-            other => other.map(|_| ()),
+            Err(error) if error.code() == Some(409) => Ok(false),
+            other => other.map(|_| true),
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The plain port: `/livez`, `/readyz`, `/metrics` and `/certificate`.
+//! The plain port: `/livez`, `/readyz`, `/metrics`, `/certificate`, and the page [`/ui/`](page).
+
+pub mod page;
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +18,7 @@ use axum::{
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use self::page::Page;
 use crate::{shutdown::Shutdown, telemetry, tls::ServedCertificate};
 
 /// What must hold before the process may be called. Clones share the same state.
@@ -84,22 +87,31 @@ pub struct Admin {
     readiness: Readiness,
     registry: Arc<Registry>,
     certificate: Option<ServedCertificate>,
+    page: Option<Page>,
 }
 
 impl Admin {
     /// Returns what the plain port serves.
     pub fn new(readiness: Readiness, registry: Registry, certificate: Option<ServedCertificate>) -> Self {
-        Self { readiness, registry: Arc::new(registry), certificate }
+        Self { readiness, registry: Arc::new(registry), certificate, page: None }
+    }
+
+    /// Serves `page` as well.
+    #[must_use]
+    pub fn with_page(self, page: Page) -> Self {
+        Self { page: Some(page), ..self }
     }
 
     /// Returns the routes of the plain port.
-    pub fn router(self) -> Router {
+    pub fn router(mut self) -> Router {
+        let page = self.page.take().map_or_else(Router::new, Page::router);
         Router::new()
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .route("/certificate", get(certificate))
             .with_state(self)
+            .merge(page)
     }
 }
 
@@ -108,9 +120,8 @@ impl Admin {
 /// # Errors
 /// When the listener fails.
 pub async fn serve(listener: TcpListener, admin: Admin, shutdown: Shutdown) -> std::io::Result<()> {
-    axum::serve(listener, admin.router())
-        .with_graceful_shutdown(async move { shutdown.started().await })
-        .await
+    let router = admin.router().into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.started().await }).await
 }
 
 /// Opens the plain port.
