@@ -36,6 +36,20 @@ metadata:
     pod-security.kubernetes.io/warn: restricted
 ";
 
+/// What is in front of everything else that the chart renders.
+const GENERATED_FROM_THE_CHART: &str =
+    "# Rendered from charts/rollout-guard. Do not edit: change the chart, then run `make manifests`.\n";
+
+/// Files of the chart that stand in manifests/monitoring as they are.
+const MONITORING_FILES: [&str; 2] = ["rules.yaml", "dashboard.json"];
+
+/// What else stands there: the file, which is named after its template, and the value that puts it out.
+const MONITORING_OBJECTS: [(&str, &str); 3] = [
+    ("prometheusrule.yaml", "prometheusRule"),
+    ("servicemonitor.yaml", "serviceMonitor"),
+    ("grafanadashboard.yaml", "grafanaDashboard"),
+];
+
 /// Combinations of values, as for `--set`, for what must hold whatever the values are.
 const COMBINATIONS: [&[&str]; 16] = [
     &[],
@@ -52,7 +66,7 @@ const COMBINATIONS: [&[&str]; 16] = [
     &["rbac.podLogs=true", "watcher.limits.rollbacksPerHour=100"],
     &["webhook.failurePolicy=Fail"],
     &["networkPolicy.enabled=true"],
-    &["serviceMonitor.enabled=true"],
+    &["serviceMonitor.enabled=true", "prometheusRule.enabled=true", "grafanaDashboard.enabled=true"],
     &["replicas=1"],
     &["replicas=5", "podDisruptionBudget.minAvailable=3"],
     &["fullnameOverride=door", "webhook.clientCA.configMap=ca", "docsURL=https://docs.example.com/"],
@@ -132,6 +146,31 @@ fn install_yaml_is_what_the_chart_renders() {
     update_or_require(&path, &text, same);
 }
 
+/// Object by object for the same reason; the rules and the dashboard themselves byte by byte.
+#[test]
+fn the_manifests_for_monitoring_are_those_of_the_chart() {
+    for file in MONITORING_FILES {
+        let text = read(&format!("charts/rollout-guard/files/{file}"));
+        let path = root().join("manifests/monitoring").join(file);
+        let same = fs::read_to_string(&path).is_ok_and(|stored| stored == text);
+        update_or_require(&path, &text, same);
+    }
+    for (file, value) in MONITORING_OBJECTS {
+        let template = format!("templates/{file}");
+        let set = format!("{value}.enabled=true");
+        let rendered = helm_template_with(&["--show-only", &template], &[&set]);
+        assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+        let text = String::from_utf8(rendered.stdout).unwrap();
+        let text = format!("{GENERATED_FROM_THE_CHART}{text}");
+        let path = root().join("manifests/monitoring").join(file);
+        let same = fs::read_to_string(&path).is_ok_and(|stored| documents(&stored) == documents(&text));
+        update_or_require(&path, &text, same);
+    }
+    let kustomization = &documents(&read("manifests/monitoring/kustomization.yaml"))[0];
+    let files = MONITORING_OBJECTS.map(|(file, _)| file);
+    assert_eq!(strings(&kustomization["resources"]), files);
+}
+
 #[test]
 fn the_kustomization_holds_every_manifest() {
     let kustomization = &documents(&read("manifests/kustomization.yaml"))[0];
@@ -139,6 +178,108 @@ fn the_kustomization_holds_every_manifest() {
         rollout_guard::api::crds().iter().map(|(name, _)| format!("crds/{name}.yaml")).collect();
     expected.push("install.yaml".into());
     assert_eq!(strings(&kustomization["resources"]), expected);
+}
+
+// Monitoring
+
+#[test]
+fn the_prometheusrule_has_the_rules_of_the_file() {
+    let object = only(&render(&["prometheusRule.enabled=true"]), "PrometheusRule").clone();
+    assert_eq!(object["spec"], rules());
+}
+
+#[test]
+fn an_alert_is_changed_or_left_out_by_its_name() {
+    let objects = render(&[
+        "prometheusRule.enabled=true",
+        "prometheusRule.labels.release=prometheus",
+        "monitoring.runbookURL=https://docs.example.com/runbook.html",
+        "prometheusRule.alerts.KubernetesDeploymentGenerationMismatch.enabled=false",
+        "prometheusRule.alerts.RolloutGuardStopped.for=8h",
+        "prometheusRule.alerts.RolloutGuardStopped.severity=info",
+    ]);
+    let object = only(&objects, "PrometheusRule");
+    assert_eq!(object["metadata"]["labels"]["release"], "prometheus");
+    let (mut expected, mut changed) = (alerts_of(&rules()), alerts_of(&object["spec"]));
+    assert!(expected.remove("KubernetesDeploymentGenerationMismatch").is_some());
+    for (name, alert) in &mut expected {
+        let anchor = name.to_lowercase();
+        alert["annotations"]["runbook_url"] =
+            json!(format!("https://docs.example.com/runbook.html#{anchor}"));
+    }
+    let stopped = expected.get_mut("RolloutGuardStopped").unwrap();
+    stopped["for"] = json!("8h");
+    stopped["labels"]["severity"] = json!("info");
+    assert_eq!(changed, expected);
+    assert!(changed.remove("RolloutGuardNoLeader").is_some());
+}
+
+#[test]
+fn an_alert_that_is_not_there_cannot_be_changed() {
+    let output = helm_template(&[
+        "prometheusRule.enabled=true",
+        "prometheusRule.alerts.RolloutGuardLazy.enabled=false",
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        error.contains("RolloutGuardLazy, which is no alert") && error.contains("RolloutGuardNoLeader"),
+        "{error}"
+    );
+}
+
+/// Nobody leads then, and no replica says that anything is stuck.
+#[test]
+fn without_the_watcher_there_are_no_alerts_about_it() {
+    let objects = render(&["prometheusRule.enabled=true", "watcher.enabled=false"]);
+    let left: Vec<String> = alerts_of(&only(&objects, "PrometheusRule")["spec"]).into_keys().collect();
+    assert_eq!(
+        left,
+        [
+            "KubernetesDeploymentGenerationMismatch",
+            "RolloutGuardCertificateExpiring",
+            "RolloutGuardPolicyInvalid",
+            "RolloutGuardWebhookFailingClosed",
+            "RolloutGuardWebhookFailingOpen",
+        ]
+    );
+}
+
+#[test]
+fn the_alerts_about_the_webhook_go_by_its_name() {
+    let objects = render(&[]);
+    let name = text(&only_webhook(&objects, "ValidatingWebhookConfiguration")["name"]).to_owned();
+    for (alert, rule) in alerts_of(&rules()) {
+        let expression = text(&rule["expr"]);
+        if expression.contains("apiserver_admission_webhook") {
+            let all = expression.matches("apiserver_admission_webhook").count();
+            let named = expression.matches(&format!("{{name=\"{name}\"")).count();
+            assert_eq!(named, all, "{alert}: {expression}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboards_configmap_holds_the_file_and_is_found_by_the_sidecar() {
+    let objects = render(&["grafanaDashboard.enabled=true", "grafanaDashboard.folder=Rollouts"]);
+    let object = only(&objects, "ConfigMap");
+    assert_eq!(object["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(object["metadata"]["annotations"], json!({"grafana_folder": "Rollouts"}));
+    let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let stored = parse(text(&object["data"]["rollout-guard.json"]));
+    assert_eq!(stored, parse(&read("charts/rollout-guard/files/dashboard.json")));
+    // `kubectl apply` keeps a copy in an annotation, which has 256 KiB.
+    assert!(object.to_string().len() < 200_000);
+}
+
+fn rules() -> Value {
+    documents(&read("charts/rollout-guard/files/rules.yaml")).remove(0)
+}
+
+/// Returns the alerts by name.
+fn alerts_of(rules: &Value) -> BTreeMap<String, Value> {
+    let all = array(&rules["groups"]).iter().flat_map(|group| array(&group["rules"]));
+    all.map(|rule| (text(&rule["alert"]).to_owned(), rule.clone())).collect()
 }
 
 // Values, schema and README in step
@@ -208,6 +349,9 @@ fn wrong_values_are_refused_in_words_that_name_them() {
         ("watcher.enable=false", ["watcher", "enable"]),
         ("watcher.limits.rollbacksPerCluster=0", ["/watcher/limits/rollbacksPerCluster", "want 1"]),
         ("watcher.limits.stuckPercent=101", ["/watcher/limits/stuckPercent", "want 100"]),
+        ("monitoring.runbookURL=runbook.md", ["/monitoring/runbookURL", "runbook.md"]),
+        ("prometheusRule.alerts.RolloutGuardStopped.for=soon", ["RolloutGuardStopped/for", "soon"]),
+        ("prometheusRule.alerts.RolloutGuardStopped.expr=1", ["RolloutGuardStopped", "expr"]),
     ] {
         let output = helm_template(&[set]);
         let error = String::from_utf8_lossy(&output.stderr);
@@ -778,16 +922,19 @@ fn an_update_of_the_guard_never_takes_a_ready_pod_first() {
 
 #[test]
 fn parts_by_choice_are_there_only_when_chosen() {
-    let by_choice = ["Certificate", "Issuer", "NetworkPolicy", "ServiceMonitor"];
+    let by_choice =
+        ["Certificate", "Issuer", "NetworkPolicy", "ServiceMonitor", "PrometheusRule", "ConfigMap"];
     let kinds = |set: &[&str]| {
         let objects = render(set);
         by_choice.map(|kind| of_kind(&objects, kind).len())
     };
-    assert_eq!(kinds(&[]), [0, 0, 0, 0]);
-    assert_eq!(kinds(&["certManager.enabled=true"]), [2, 2, 0, 0]);
-    assert_eq!(kinds(&["certManager.enabled=true", "certManager.issuerRef.name=pki"]), [1, 0, 0, 0]);
-    assert_eq!(kinds(&["networkPolicy.enabled=true"]), [0, 0, 1, 0]);
-    assert_eq!(kinds(&["serviceMonitor.enabled=true"]), [0, 0, 0, 1]);
+    assert_eq!(kinds(&[]), [0, 0, 0, 0, 0, 0]);
+    assert_eq!(kinds(&["certManager.enabled=true"]), [2, 2, 0, 0, 0, 0]);
+    assert_eq!(kinds(&["certManager.enabled=true", "certManager.issuerRef.name=pki"]), [1, 0, 0, 0, 0, 0]);
+    assert_eq!(kinds(&["networkPolicy.enabled=true"]), [0, 0, 1, 0, 0, 0]);
+    assert_eq!(kinds(&["serviceMonitor.enabled=true"]), [0, 0, 0, 1, 0, 0]);
+    assert_eq!(kinds(&["prometheusRule.enabled=true"]), [0, 0, 0, 0, 1, 0]);
+    assert_eq!(kinds(&["grafanaDashboard.enabled=true"]), [0, 0, 0, 0, 0, 1]);
     assert!(of_kind(&render(&["defaultPolicy.create=false"]), "RolloutPolicy").is_empty());
     assert!(roles(&render(&["rbac.create=false"])).is_empty());
 }
@@ -860,9 +1007,14 @@ fn helm(arguments: &[&str]) -> Output {
 }
 
 fn helm_template(set: &[&str]) -> Output {
+    helm_template_with(&[], set)
+}
+
+fn helm_template_with(flags: &[&str], set: &[&str]) -> Output {
     let chart = chart();
     let mut arguments =
         vec!["template", RELEASE, &chart, "--namespace", NAMESPACE, "--kube-version", KUBE_VERSION];
+    arguments.extend(flags);
     for value in set {
         arguments.extend(["--set", value]);
     }

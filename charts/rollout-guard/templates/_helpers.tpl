@@ -98,7 +98,21 @@ annotations:
 {{- end }}
 
 {{- /* What values.schema.json cannot say: relations between values. */}}
+{{/* The Secret that says who is told of what; empty where nobody is, or nothing is watched. */}}
+{{- define "rollout-guard.notificationsSecretName" -}}
+{{- if .Values.watcher.enabled }}
+{{- if .Values.notifications.existingSecret }}
+{{- .Values.notifications.existingSecret }}
+{{- else if .Values.notifications.config }}
+{{- include "rollout-guard.fullname" . }}-notifications
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "rollout-guard.validate" -}}
+{{- if and .Values.notifications.existingSecret .Values.notifications.config }}
+{{- fail "notifications.existingSecret and notifications.config are both set: one of them says who is told" }}
+{{- end }}
 {{- $pdb := .Values.podDisruptionBudget }}
 {{- if and $pdb.enabled (gt (int .Values.replicas) 1) (ge (int $pdb.minAvailable) (int .Values.replicas)) }}
 {{- fail (printf "podDisruptionBudget.minAvailable (%d) must be less than replicas (%d), or no node could ever be drained" (int $pdb.minAvailable) (int .Values.replicas)) }}
@@ -114,7 +128,7 @@ annotations:
 {{- fail (printf "extraEnv must not set %s: the chart sets it" .name) }}
 {{- end }}
 {{- end }}
-{{- $set := list "listen" "admin-listen" "namespace" "service" "validating-webhook-configuration" "mutating-webhook-configuration" "certificates" "certificate-secret" "certificate-dir" "client-ca" "fallback" "drain-delay" "drain-timeout" "max-in-flight" "max-connections" "lease" "identity" "service-account" "rollbacks-per-namespace" "rollbacks-per-cluster" "rollbacks-per-hour" "stuck-at-least" "stuck-percent" "docs-url" "log-format" "log-level" }}
+{{- $set := list "listen" "admin-listen" "namespace" "service" "validating-webhook-configuration" "mutating-webhook-configuration" "certificates" "certificate-secret" "certificate-dir" "client-ca" "fallback" "drain-delay" "drain-timeout" "max-in-flight" "max-connections" "lease" "identity" "service-account" "rollbacks-per-namespace" "rollbacks-per-cluster" "rollbacks-per-hour" "stuck-at-least" "stuck-percent" "notify-config" "otlp-endpoint" "docs-url" "log-format" "log-level" }}
 {{- range .Values.extraArgs }}
 {{- $flag := splitList "=" . | first | trimPrefix "--" }}
 {{- if has $flag $set }}
