@@ -233,6 +233,9 @@ destroy() {
   local left
   rm -f "$RECORD"
   if command -v "$ENGINE" > /dev/null && [ -n "$(nodes)" ]; then
+    # a node has nothing to save; asked to stop, it takes ten seconds to be killed
+    # shellcheck disable=SC2046 # one or more ids
+    timeout 30 "$ENGINE" kill $(nodes) > /dev/null 2>&1 || true
     if command -v kind > /dev/null; then
       KUBECONFIG=$ADMIN step "delete cluster $CLUSTER" timeout 60 kind delete cluster --name "$CLUSTER" || true
     fi

@@ -121,7 +121,8 @@ podman_settings() {
   read -r pid_max < /proc/sys/kernel/pid_max
   if [ "$nofile" = unlimited ]; then nofile=1048576; fi
   if [ "$nproc" = unlimited ] || [ "$nproc" -gt "$pid_max" ]; then nproc=$pid_max; fi
-  cat > "$STATE/.containers.conf" << CONF
+  # (a name of its own: several of these scripts may run at the same time)
+  cat > "$STATE/.containers.conf.$$" << CONF
 [containers]
 default_ulimits = ["nofile=$nofile:$nofile", "nproc=$nproc:$nproc"]
 [engine]
@@ -129,7 +130,7 @@ runtime = "runc"
 [network]
 network_backend = "netavark"
 CONF
-  mv "$STATE/.containers.conf" "$STATE/containers.conf"
+  mv "$STATE/.containers.conf.$$" "$STATE/containers.conf"
   export CONTAINERS_CONF=$STATE/containers.conf
 }
 

@@ -1,18 +1,13 @@
 //! The guard itself: installed once in a run, looked at, disturbed and repaired.
 
-use std::{
-    env,
-    path::Path,
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{env, path::Path, sync::OnceLock, time::Instant};
 
 use serde_json::Value;
 
 use super::{
     Run,
     cluster::{json, kubectl},
-    deployment, kwok, restore, say,
+    deployment, kwok, reading, restore, say,
     scenario::{LABEL, condition},
     seconds,
     wait::holds,
@@ -29,6 +24,10 @@ pub const SECRET: &str = "rollout-guard-certificates";
 pub fn installed() {
     static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
     let result = INSTALLED.get_or_init(|| {
+        // One that a person looks after is used as it is.
+        if env::var_os("INSTALLED").is_some() {
+            return Ok(());
+        }
         let started = Instant::now();
         let installing = std::panic::catch_unwind(|| {
             clean();
@@ -225,8 +224,7 @@ fn name(object: &Value) -> String {
 /// Returns the metrics of one replica, through the API server.
 pub fn metrics_of(pod: &str) -> Result<String, String> {
     let path = format!("/api/v1/namespaces/{NAME}/pods/{pod}:8080/proxy/metrics");
-    let done = kubectl(["get", "--raw", &path]).limit(Duration::from_secs(10)).done();
-    if done.ok() { Ok(done.stdout) } else { Err(done.report()) }
+    reading::text(&path)
 }
 
 /// Returns the sum over all replicas of every series of `name` that has all of `labels`, such as `mode="audit"`.

@@ -1,17 +1,13 @@
 //! Nodes that kwok plays: a pod costs nothing there, and its fate is in the tag of its image
 //! (`tests/kind/kwok/stages.yaml`).
 
-use std::{
-    env,
-    fs::{self, File},
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::{env, fs, path::Path};
 
 use serde_json::{Value, json};
 
 use super::{
     cluster::{json as get, kubectl},
+    process::Background,
     restore,
     scenario::condition,
     seconds,
@@ -28,12 +24,10 @@ const MARK: &str = "rollout-guard-e2e";
 /// Starts kwok and gives it some nodes; both are gone when the returned value is dropped.
 pub fn nodes(count: usize) -> impl Drop {
     let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kwok.log");
-    let mut kwok = start(&log);
+    let kwok = start(&log);
     let gone = restore("take kwok's nodes away", move || {
         delete_nodes();
-        // At the end of its input.
-        drop(kwok.stdin.take());
-        let _ = kwok.wait();
+        drop(kwok);
     });
     let list: Vec<Value> = (0..count).map(node).collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": list});
@@ -53,24 +47,17 @@ pub fn place(template: &mut Value) {
     template["spec"]["tolerations"] = json!([{"key": MARK, "operator": "Exists"}]);
 }
 
-/// The shell ends kwok when its input does, so that kwok outlives no test, however that ends.
-fn start(log: &Path) -> Child {
+fn start(log: &Path) -> Background {
     let kwok =
         env::var_os("KWOK").unwrap_or_else(|| panic!("KWOK is not set: export KWOK=$(tests/kind/kwok.sh)"));
-    let log = File::create(log).expect("a log file");
-    Command::new("sh")
-        .args(["-c", "\"$@\" < /dev/null & read -r _; kill $!; wait", "sh"])
-        .arg(kwok)
-        .arg("--config")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kind/kwok/stages.yaml"))
-        .arg(format!("--manage-nodes-with-annotation-selector={MARK}={VALUE}"))
+    let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kind/kwok/stages.yaml");
+    let args = [
+        format!("--config={}", stages.display()),
+        format!("--manage-nodes-with-annotation-selector={MARK}={VALUE}"),
         // Without leases its nodes count as lost after 40 seconds.
-        .arg("--node-lease-duration-seconds=40")
-        .stdin(Stdio::piped())
-        .stdout(log.try_clone().expect("a log file"))
-        .stderr(log)
-        .spawn()
-        .expect("sh")
+        "--node-lease-duration-seconds=40".to_owned(),
+    ];
+    Background::start(kwok, args, log)
 }
 
 fn node(i: usize) -> Value {

@@ -1,5 +1,6 @@
 //! What the scenarios are written in.
 
+pub mod browser;
 pub mod cluster;
 pub mod denial;
 pub mod installation;
@@ -7,6 +8,8 @@ pub mod kwok;
 pub mod metrics;
 pub mod policy;
 pub mod process;
+pub mod prometheus;
+pub mod reading;
 pub mod record;
 pub mod scenario;
 pub mod stream;

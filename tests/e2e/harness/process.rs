@@ -1,8 +1,11 @@
-//! Programs run to their end, with a time limit: a command that hangs is a failure with a name.
+//! Programs run to their end, with a time limit: a command that hangs is a failure with a name. And programs that run
+//! beside a scenario.
 
 use std::{
     ffi::OsStr,
+    fs::{self, File},
     io::{Read, Write},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -110,6 +113,47 @@ impl Done {
         let code = self.code.map_or("killed".to_owned(), |code| format!("exit status {code}"));
         let words = self.words();
         format!("`{}`: {code} after {:.1} s\n{}", self.command, self.took.as_secs_f64(), words.trim_end())
+    }
+}
+
+/// A program that runs beside the scenario; ended when this is dropped.
+pub struct Background {
+    shell: Child,
+    log: PathBuf,
+}
+
+impl Background {
+    /// Starts a program with its output in a file. The shell ends it when the shell's input does, so that it outlives
+    /// no test, however that ends.
+    pub fn start<A: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+        log: &Path,
+    ) -> Self {
+        let file = File::create(log).expect("a log file");
+        let shell = Command::new("sh")
+            .args(["-c", "\"$@\" < /dev/null & read -r _; kill $!; wait", "sh"])
+            .arg(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().expect("a log file"))
+            .stderr(file)
+            .spawn()
+            .expect("sh");
+        Self { shell, log: log.to_owned() }
+    }
+
+    /// Returns what it has printed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // The end of its input.
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
     }
 }
 

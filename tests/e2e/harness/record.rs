@@ -53,6 +53,13 @@ impl Scenario {
         });
     }
 
+    /// Waits until the current generation of a Deployment is complete by its counts: over a generation that has failed,
+    /// `kubectl rollout status` fails at times, as the new one has the condition of a passed deadline for a moment.
+    #[track_caller]
+    pub fn recovers(&self, name: &str) {
+        self.wait_for(&format!("{name} is complete again"), name, is_complete);
+    }
+
     /// Returns the record of a Deployment; null where there is none.
     pub fn record(&self, name: &str) -> Value {
         let selector = format!("metadata.name=deployment-{name}");

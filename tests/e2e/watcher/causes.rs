@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{container, missing_image, registry, without_settings};
+use super::{by_deadline, container, missing_image, registry, without_settings};
 use crate::harness::{
     Scenario,
     denial::denied,
@@ -140,20 +140,19 @@ fn a_pod_that_never_gets_ready_is_rolled_back_at_the_progress_deadline() {
     s.create_good(&deployment("web", |d| {
         let probe = json!({"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1});
         d["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = probe;
-        d["spec"]["progressDeadlineSeconds"] = json!(5);
     }));
-    s.pushes("web", &container(json!({"args": ["unready"]}))).is_safe("Application");
+    s.pushes("web", &by_deadline(container(json!({"args": ["unready"]})), 5)).is_safe("Application");
 }
 
 #[test]
 fn a_deadline_that_passes_without_a_cause_is_rolled_back() {
     let s = Scenario::shared("deadline");
     let _policy = s.short_policy();
-    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(5)));
+    s.create_good(&deployment("web", |_| {}));
     // All containers are well; the pod is not, as nobody says the word that it waits for.
     let gate =
         json!({"spec": {"template": {"spec": {"readinessGates": [{"conditionType": "example.com/word"}]}}}});
-    s.pushes("web", &gate).is_safe("Unknown");
+    s.pushes("web", &by_deadline(gate, 5)).is_safe("Unknown");
 }
 
 #[test]

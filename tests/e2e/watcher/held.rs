@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{container, missing_image, registry, without_settings};
+use super::{by_deadline, container, missing_image, registry, without_settings};
 use crate::harness::{
     Scenario,
     cluster::{json, kubectl},
@@ -43,9 +43,9 @@ fn fault_38_a_registry_that_nobody_answers_for_is_no_reason_to_roll_back() {
 fn fault_39_a_pod_that_fits_no_node_is_held() {
     let s = Scenario::shared("unschedulable");
     let _policy = s.short_policy();
-    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
+    s.create_good(&deployment("web", |_| {}));
     let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"nobody": "has-this"}}}}});
-    let words = s.pushes("web", &nowhere).is_held("Capacity");
+    let words = s.pushes("web", &by_deadline(nowhere, 3)).is_held("Capacity");
     assert!(words.contains("node affinity/selector"), "{words}");
     assert!(words.contains("the policy does not roll back for Capacity"), "{words}");
 }
@@ -54,13 +54,14 @@ fn fault_39_a_pod_that_fits_no_node_is_held() {
 fn fault_39_a_quota_on_pods_is_held() {
     let s = Scenario::shared("pod-quota");
     let _policy = s.short_policy();
-    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
+    s.create_good(&deployment("web", |_| {}));
     s.kubectl(["create", "quota", "pods", "--hard=pods=1"]).succeeds();
     wait_until("the quota counts", seconds(30), || {
         let quota = s.json(["get", "quota", "pods"]);
         holds(quota["status"]["used"]["pods"] == "1", quota["status"].to_string())
     });
-    s.pushes("web", &container(json!({"image": "localhost/sample:v2"}))).is_held("Capacity");
+    let more = by_deadline(container(json!({"image": "localhost/sample:v2"})), 3);
+    s.pushes("web", &more).is_held("Capacity");
     assert!(s.record("web")["status"]["cause"].to_string().contains("exceeded quota"));
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{appliers::Applier, missing_image};
+use super::{appliers::Applier, by_deadline, missing_image, registry};
 use crate::harness::{
     Scenario, deployment,
     policy::InForce,
@@ -23,12 +23,12 @@ fn manual(s: &Scenario) -> InForce {
 fn rollout_undo_of_a_failed_rollout_is_admitted() {
     let s = Scenario::shared("undo");
     let _policy = manual(&s);
-    s.create_good(&deployment("web", |d| d["spec"]["progressDeadlineSeconds"] = json!(3)));
+    s.create_good(&deployment("web", |_| {}));
     s.accepts("web", |push| push.image("v2"));
     s.completes("web");
     s.becomes_good("web");
     s.wait_for_record("v2 is good", "web", |record| verdict(record) == "Good");
-    let pushed = s.pushes("web", &missing_image());
+    let pushed = s.pushes("web", &by_deadline(missing_image(), 3));
     pushed.is_held("Image");
     s.wait_for("the progress deadline is over", "web", |d| {
         condition(d, "Progressing")["reason"] == "ProgressDeadlineExceeded"
@@ -36,7 +36,7 @@ fn rollout_undo_of_a_failed_rollout_is_admitted() {
     // Anything new is refused, the way back is not.
     s.rejects("web", |push| push.image("v3")).at_once("RG002");
     s.kubectl(["rollout", "undo", "deployment/web"]).succeeds();
-    s.completes("web");
+    s.recovers("web");
     let after = s.deployment("web");
     assert_eq!(image_of(&after), "localhost/sample:v2");
     assert!(same_template(&after, &pushed.good), "{after}");
@@ -47,23 +47,20 @@ fn helms_own_rollback_of_a_failed_rollout_is_admitted() {
     let s = Scenario::shared("helm-rollback");
     let _policy = manual(&s);
     let helm = Applier::helm();
-    let of = |image: &str| {
-        deployment("web", |d| {
-            d["spec"]["progressDeadlineSeconds"] = json!(4);
-            d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
-        })
-    };
-    helm.run(&s, &of("localhost/sample:v1"), &[]).succeeds();
+    helm.run(&s, &deployment("web", |_| {}), &[]).succeeds();
     s.completes("web");
     s.becomes_good("web");
     let good = s.deployment("web");
-    let bad = missing_image()["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    let bad = deployment("web", |d| {
+        d["spec"]["progressDeadlineSeconds"] = json!(4);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(registry::image("missing"));
+    });
     let flags = ["--wait", "--rollback-on-failure", "--timeout=40s"];
-    let done = helm.run(&s, &of(bad.as_str().unwrap_or_default()), &flags).limit(seconds(120)).done();
+    let done = helm.run(&s, &bad, &flags).limit(seconds(120)).done();
     s.say(&format!("helm failed and rolled back after {:.1} s", done.took.as_secs_f64()));
     let words = done.fails();
     assert!(!words.contains("RG0"), "its way back was refused: {words}");
-    s.completes("web");
+    s.recovers("web");
     let after = s.deployment("web");
     assert!(same_template(&after, &good), "{words}\n{after}");
     // Helm may still call its way back failed: for a moment the condition of the passed deadline is inherited.

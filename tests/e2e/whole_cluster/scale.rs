@@ -20,6 +20,7 @@ use crate::harness::{
     cluster::{in_node, json as get, kubectl},
     deployment, installation, kwok,
     policy::InForce,
+    record::verdict,
     restore,
     scenario::LABEL,
     seconds,
@@ -64,6 +65,7 @@ fn of_200_rollouts_at_once_the_20_bad_ones_are_restored_and_nothing_else_is_writ
     });
     s.say(&format!("all complete after {:.1} s", started.elapsed().as_secs_f64()));
     let leader = watched_by_the_leader(fleet.size);
+    fleet.wait_written_down();
 
     let since = guard::now_in_node();
     let before = Process::of(&leader);
@@ -217,6 +219,19 @@ impl Fleet {
                 let act = &act;
                 scope.spawn(move || (worker..NAMESPACES).step_by(WORKERS).for_each(act));
             }
+        });
+    }
+
+    /// Waits until the guard has written down what it has to say of the creation: where that takes a while on a busy
+    /// machine, records are made for it.
+    fn wait_written_down(&self) {
+        wait_until("what there is to say of the creation is written down", seconds(120), || {
+            let records = get(["get", "rolloutrecords", "--all-namespaces"])?;
+            let of_it = records["items"].as_array().into_iter().flatten().filter(|record| {
+                record["metadata"]["namespace"].as_str().is_some_and(|name| name.starts_with(&self.name))
+            });
+            let open: Vec<_> = of_it.filter(|record| verdict(record) != "Good").collect();
+            holds(open.is_empty(), format!("{open:?}"))
         });
     }
 
