@@ -27,7 +27,7 @@ cluster: ## Make the kind cluster `rollout-guard` (kubeconfig: target/kind/kubec
 
 cluster-down: ## Delete our kind clusters, that of the tests too
 	tests/kind/cluster.sh down rollout-guard
-	tests/kind/cluster.sh down rollout-guard-test
+	for name in rollout-guard-test{,-2}; do tests/kind/cluster.sh down $$name; done
 
 image: ## Build the images and load them into our clusters that are up (IMAGE_TAG=dev)
 	tests/kind/image.sh all -
@@ -49,8 +49,9 @@ clippy:
 deny:
 	tests/kind/deny.sh
 
-unit: ## All tests that need no cluster (those of the chart need Helm, which is built where there is none)
+unit: ## All tests that need no cluster (Helm and promtool, for the chart and the alerts, are got where there are none)
 	tests/kind/tools.sh helm
+	tests/kind/prometheus.sh > /dev/null
 	eval "$$(tests/kind/tools.sh --path)"; unset KUBECONFIG; $(CARGO) test --locked
 
 e2e: ## The tests in a real cluster, made for them (KEEP=1: do not delete it; ARGS: for the test binary)
@@ -60,11 +61,15 @@ bench: ## The benchmarks
 	$(CARGO) bench --locked
 
 ##@ To change it
-.PHONY: manifests help
+.PHONY: manifests krew help
 
 manifests: ## Render charts/ and src/api/ into manifests/
 	tests/kind/tools.sh helm
 	eval "$$(tests/kind/tools.sh --path)"; UPDATE_MANIFESTS=1 $(CARGO) test --locked --test manifests
+
+krew: ## An archive of this commit for kubectl's plugin manager, and its manifest (target/krew)
+	krew/archive.sh target/krew
+	krew/render.sh $$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1) target/krew > target/krew/rollout-guard.yaml
 
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \

@@ -12,6 +12,10 @@ image=$(IMAGE_TAG=content "$kind/image.sh" all rollout-guard | tail -n 1)
 chart=$PWD/charts/rollout-guard
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# The commands as a plugin of kubectl's: the very binary that is in the image.
+mkdir "$work/bin"
+ln -s "$PWD/target/kind/rollout-guard" "$work/bin/kubectl-rollout_guard"
+PATH=$work/bin:$PATH
 
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 if [ ! -t 1 ]; then say() { printf '\n# %s\n' "$*"; }; fi
@@ -219,9 +223,12 @@ become_good api
 pushed=$SECONDS
 passes kubectl apply --server-side --field-manager=gitops -f api-v9.yaml
 
-say "The guard names the cause, rolls back, and verifies"
-until_record api cause.type Image
-run kubectl -n demo get rolloutrecord deployment-api
+say "The pipeline waits for it, and is told"
+run kubectl rollout-guard wait api -n demo --timeout 60s
+[ "$rc" = 3 ] || wrong "wait should have said that it was rolled back (exit status 3, not $rc)"
+echo "(exit status $rc, $((SECONDS - pushed)) s after the push)"
+
+say "The guard has named the cause, rolls back, and verifies"
 passes kubectl -n demo wait rolloutrecord/deployment-api --for=condition=RolledBack --timeout=60s
 until_record api rollback.outcome Succeeded
 passes kubectl -n demo wait rolloutrecord/deployment-api --for=condition=Ready --timeout=60s
@@ -239,6 +246,17 @@ say "The fix goes through, without a conflict and without an override"
 passes kubectl apply --server-side --field-manager=gitops -f api-v2.yaml
 settles api
 run kubectl -n demo get rolloutrecords
+
+say "The runbook as commands: what is there"
+passes kubectl rollout-guard status -n demo
+passes kubectl rollout-guard status api -n demo
+
+say "Status, generations, configuration, events, the cluster's health: one page"
+passes kubectl rollout-guard diagnose api -n demo
+
+say "Which revisions were good, and how the bad one differs from what runs now"
+passes kubectl rollout-guard history api -n demo
+passes kubectl rollout-guard history api -n demo --diff "$(kubectl -n demo get rolloutrecord deployment-api -o 'jsonpath={.status.rollback.fromRevision}')"
 
 say "What the guard wrote about it"
 kubectl -n rollout-guard logs -l app.kubernetes.io/name=rollout-guard --tail=200 | grep -E '"verdict":"(wait|deny|override)"' | tail -n 4
