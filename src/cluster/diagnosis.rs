@@ -101,7 +101,14 @@ impl Cluster {
     async fn logs(&self, key: &Key, sources: Vec<LogSource>) -> Vec<Log> {
         let clock = Clock { until: Instant::now() + LOGS };
         join_all(sources.into_iter().map(|source| async move {
-            let read = self.log(&key.namespace, &source.pod, &source.container, source.previous);
+            let log = |previous| self.log(&key.namespace, &source.pod, &source.container, previous);
+            let read = async {
+                match log(source.previous).await {
+                    // Right after a restart the run before may be gone already, and that of now has crashed as well.
+                    Err(ClusterError::Unexpected { .. }) if source.previous => log(false).await,
+                    other => other,
+                }
+            };
             let text = clock.part("logs", "get pods/log", read).await;
             Log { source, text }
         }))

@@ -7,7 +7,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rollout-guard/cargo
-limit_mb=12000
+limit_mb=20000
 
 # in the repository, for its rust-toolchain.toml
 key=$(cd "$root" && rustc -vV | sha256sum | cut -c1-12)

@@ -56,7 +56,8 @@
     const iso = element.dateTime;
     if (!iso) return write(element, "");
     const seconds = (Date.parse(iso) - Date.now() - ahead) / 1000;
-    write(element, seconds > 0.5 ? `in ${span(seconds)}` : `${span(-seconds)} ago`);
+    // Times have whole seconds, and the clocks of the cluster differ a little: so close ahead is now.
+    write(element, seconds > 2 ? `in ${span(seconds)}` : `${span(Math.max(0, -seconds))} ago`);
   }
 
   // ---- rows ----

@@ -46,6 +46,10 @@ const LOG_BYTES: usize = 2048;
 /// container's log have 16 KiB at the most: the runtimes split longer ones.
 const LOG_LIMIT: u32 = LOG_LINES as u32 * 16 * 1024;
 
+/// What the kubelet answers in place of a log whose container is gone, with status 200 (`GetKubeletContainerLogs` in
+/// kubernetes/pkg/kubelet/kuberuntime).
+const NO_LOG: &str = "unable to retrieve container logs for ";
+
 /// Objects in one answer to a list.
 const PAGE: u32 = 50;
 
@@ -129,8 +133,13 @@ impl Rollouts for Cluster {
             log.take(u64::from(LOG_LIMIT)).read_to_end(&mut bytes).await.map_err(kube::Error::ReadEvents)?;
             Ok(bytes)
         };
-        let bytes = call_within(LOG_TIMEOUT, what, read).await?;
-        Ok(end_of_log(&String::from_utf8_lossy(&bytes)).to_owned())
+        let bytes = call_within(LOG_TIMEOUT, what.as_str(), read).await?;
+        let log = String::from_utf8_lossy(&bytes);
+        if log.starts_with(NO_LOG) {
+            let why = "the node does not have it any more".to_owned();
+            return Err(ClusterError::Unexpected { what, why });
+        }
+        Ok(end_of_log(&log).to_owned())
     }
 
     async fn record(&self, key: &Key) -> Result<Option<StoredRecord>, ClusterError> {

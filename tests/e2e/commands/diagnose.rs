@@ -74,9 +74,12 @@ fn a_crash_loop_shows_its_exit_code_and_its_last_words() {
     s.create_complete(&deployment("web", |d| d["spec"]["minReadySeconds"] = json!(5)));
     s.patch("web", &container(json!({"args": ["exit", "3"]}))).succeeds();
     names(&s, "web", "Application");
-    let page = page(&s, "web");
-    assert!(page.contains("exit code 3") && page.contains("| "), "{page}");
-    assert!(page.contains("ending with status 3 on purpose"), "{page}");
+    // Between two runs there is a moment when the node has the log of neither.
+    wait_until("its last words", seconds(30), || {
+        let page = page(&s, "web");
+        let told = page.contains("exit code 3") && page.contains("ending with status 3 on purpose");
+        if told { Ok(()) } else { Err(page) }
+    });
     let silent = guard(&s, ["diagnose", "web", "--logs=false"]).succeeds();
     assert!(!silent.contains("on purpose"), "{silent}");
 }

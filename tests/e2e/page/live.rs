@@ -87,7 +87,8 @@ fn a_bad_push_appears_by_itself_with_its_cause_and_moves_to_what_was_rolled_back
     let back = row("rollbacks", &s, "web");
     let succeeded = format!("{back}?.innerText.includes('Succeeded') && {failing} === undefined");
     browser.wait_for("it has moved", seconds(20), &succeeded);
-    let words = browser.eval(&format!("{back}.innerText")).to_string();
+    let words = browser.eval(&format!("{back}.innerText"));
+    let words = words.as_str().unwrap_or_default();
     let message = record["status"]["rollback"]["message"].as_str().unwrap_or_default();
     assert!(words.contains(message) && words.contains("Configuration"), "{words}: {message}");
 
@@ -102,7 +103,8 @@ fn a_bad_push_appears_by_itself_with_its_cause_and_moves_to_what_was_rolled_back
     browser.eval(&format!("{held}.querySelector('summary').focus()"));
     browser.press("Enter");
     browser.wait_for("it is open", seconds(5), &format!("{held}.querySelector('details').open"));
-    let words = browser.eval(&format!("{held}.innerText")).to_string();
+    let words = browser.eval(&format!("{held}.innerText"));
+    let words = words.as_str().unwrap_or_default();
     assert!(words.contains("the policy does not roll back for Capacity"), "{words}");
     assert!(words.contains(&format!("rollout-guard diagnose checkout -n {}", s.namespace)), "{words}");
     let stuck = browser.eval("/^\\(\\d+ stuck\\) rollout-guard$/.test(document.title)");

@@ -97,7 +97,11 @@ fn tabs_through(browser: &mut Browser) -> Vec<String> {
     })()"#;
     const LEFT_OUT: &str = r#"[...document.querySelectorAll("a[href], button, input, summary")]
       .filter((e) => e.checkVisibility() && !e.dataset.reached).map((e) => e.outerHTML)"#;
-    browser.eval("document.activeElement?.blur(); window.getSelection().removeAllRanges(); scrollTo(0, 0)");
+    // From the top: where the focus was last is where Tab would go on from.
+    browser.eval(
+        "document.activeElement?.blur(); window.getSelection().removeAllRanges(); scrollTo(0, 0); \
+         document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')",
+    );
     let mut reached = Vec::new();
     for _ in 0..3000 {
         browser.press("Tab");

@@ -68,6 +68,30 @@ pub fn closed(s: &Scenario) -> impl Drop + use<> {
     })
 }
 
+/// Lets the guard put back no template at all in the scenario's namespace, until the returned value is dropped. The
+/// Deployment `probe` must be there.
+pub fn closed_to_restores(s: &Scenario, probe: &str) -> impl Drop + use<> {
+    let spec = json!({
+        "matchConstraints": {"resourceRules": [{
+            "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments"],
+        }]},
+        "matchConditions": [{
+            "name": "the-guard",
+            "expression": format!("request.userInfo.username == '{}'", guard::USER),
+        }],
+        "validations": [{
+            "expression": "object.spec.template == oldObject.spec.template",
+            "message": "no template is put back",
+            "reason": "Forbidden",
+        }],
+    });
+    let template = json!({"spec": {"template": {"metadata": {"labels": {"probe": "yes"}}}}}).to_string();
+    let probe = probe.to_owned();
+    denied(s, spec, "no template is put back", &|| {
+        s.kubectl(["patch", "deployment", &probe, "--as", guard::USER, "--dry-run=server", "-p", &template])
+    })
+}
+
 /// Waits until the guard stands before each of `steps`.
 #[track_caller]
 pub fn are_reached(s: &Scenario, steps: &[&str]) {
