@@ -63,7 +63,7 @@ impl Screen {
         let some = |n: u16| (n > 0).then_some(usize::from(n));
         Self {
             terminal,
-            colour: AutoStream::choice(&stdout) != ColorChoice::Never,
+            colour: AutoStream::choice(&stdout) != ColorChoice::Never && !(terminal && is_dumb()),
             unicode: is_utf8(|name| env::var(name).ok()),
             width: size.and_then(|(width, _)| some(width.0)),
             height: size.and_then(|(_, height)| some(height.0)),
@@ -118,6 +118,13 @@ impl Screen {
 /// Returns how many columns a text takes on a terminal.
 pub fn display_width(text: &str) -> usize {
     text.width()
+}
+
+/// Says whether the terminal shows no colours and nobody insists on them; the library takes any terminal under `CI` for one
+/// that does.
+fn is_dumb() -> bool {
+    let insists = env::var_os("CLICOLOR_FORCE").is_some_and(|force| force != "0");
+    env::var_os("TERM").is_some_and(|term| term == "dumb") && !insists
 }
 
 /// The locale of characters, by the rules of POSIX: the first of these that is set and not empty.
