@@ -208,6 +208,8 @@ pub struct Metrics {
     pub rollbacks: Family<RollbackLabels, Counter>,
     /// Rollbacks of which the outcome is not known yet.
     pub rollbacks_in_progress: Gauge,
+    /// Rollbacks that wait until others have come to an end.
+    pub rollbacks_waiting: Gauge,
     /// Seconds from a push first seen to its failure known.
     pub time_to_detect: Histogram,
     /// Seconds from a push first seen to the earlier template complete again.
@@ -257,6 +259,7 @@ impl Default for Metrics {
             latched: Gauge::default(),
             rollbacks: Family::default(),
             rollbacks_in_progress: Gauge::default(),
+            rollbacks_waiting: Gauge::default(),
             time_to_detect: rollout_histogram(),
             time_to_safety: rollout_histogram(),
             breaker_open: Family::default(),
@@ -394,6 +397,11 @@ impl Metrics {
             "rollbacks_in_progress",
             "Rollbacks of which the outcome is not known yet",
             self.rollbacks_in_progress.clone(),
+        );
+        r.register(
+            "rollbacks_waiting",
+            "Rollbacks that wait for their turn: as many as allowed are in progress or were started",
+            self.rollbacks_waiting.clone(),
         );
         r.register_with_unit(
             "time_to_detect",

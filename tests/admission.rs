@@ -575,6 +575,31 @@ async fn fault_51_the_announcement_is_taken_away_once_before_a_new_template_is_l
     }
 }
 
+/// The same review, written under this name.
+fn written_by(mut review: Value, manager: &str) -> Value {
+    review["request"]["options"]["fieldManager"] = json!(manager);
+    review
+}
+
+#[tokio::test]
+async fn fault_51_the_announcement_is_taken_away_by_a_push_of_what_was_put_back() {
+    // Who owns containers of these is kubectl-create, and kubectl-set the image.
+    for (name, manager, pushes) in [
+        // As server-side apply of what is there already.
+        ("no-op", "kubectl-create", true),
+        ("annotation-only", "kubectl-set", true),
+        ("scale-patch", "kubectl-set", true),
+        ("no-op", "kubectl-annotate", false),
+        ("annotation-only", "", false),
+        ("dry-run-healthy", "kubectl-set", false),
+    ] {
+        let door = default_door();
+        let review = written_by(announced(&format!("{name}.validate")), manager);
+        assert_eq!(code(&door.validate(&review).await), 200, "{name}");
+        assert_eq!(door.retracted.calls().len(), usize::from(pushes), "{name} by {manager:?}");
+    }
+}
+
 #[tokio::test]
 async fn fault_51_the_announcement_stays_where_nothing_new_is_let_through() {
     let door = default_door();

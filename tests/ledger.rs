@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "what a test needs is there, or the test fails")]
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use rollout_guard::{
@@ -69,12 +71,15 @@ struct World {
     generation: i64,
     observed: bool,
     phase: Phase,
+    paused: bool,
+    written_at: Option<Timestamp>,
     desired: i32,
     cause: Option<Cause>,
     sets: Vec<Set>,
     best: (i32, i32),
     counts: (i32, i32),
     progress_at: i64,
+    available_at: i64,
     manager: Option<AtWork>,
     deadline: Option<i64>,
     before: Option<Before>,
@@ -90,12 +95,15 @@ impl World {
             generation: 1,
             observed: true,
             phase: Phase::Complete,
+            paused: false,
+            written_at: None,
             desired: 2,
             cause: None,
             sets: vec![set(0, 2)],
             best: (2, 2),
             counts: (2, 2),
             progress_at: 0,
+            available_at: 0,
             manager: Some(AtWork::Since { since: at(-1000), last: at(0) }),
             deadline: Some(600),
             before: None,
@@ -122,6 +130,7 @@ impl World {
         self.cause = None;
         (self.best, self.counts) = ((0, 0), (0, 0));
         self.progress_at = self.now;
+        self.available_at = self.now;
     }
 
     fn observe(&mut self, phase: Phase) {
@@ -146,6 +155,7 @@ impl World {
             generation: self.generation,
             observed_generation: if self.observed { self.generation } else { self.generation - 1 },
             phase: self.phase,
+            paused: self.paused || self.phase == Phase::Paused,
             desired: self.desired,
             template: template(self.template),
             images: vec![format!("localhost/web:{}", self.template)],
@@ -156,11 +166,13 @@ impl World {
                 .cause
                 .clone()
                 .filter(|_| matches!(self.phase, Phase::Unobserved | Phase::Progressing | Phase::Failed)),
-            progress: Progress { best: self.best, at: at(self.progress_at) }.with(
-                self.counts.0,
-                self.counts.1,
-                at(self.now),
-            ),
+            progress: Progress {
+                best: self.best,
+                at: at(self.progress_at),
+                available_at: at(self.available_at),
+            }
+            .with(self.counts.0, self.counts.1, at(self.now)),
+            written_at: self.written_at,
             progress_deadline: self.deadline.map(secs),
             manager: self.manager,
         }
@@ -191,6 +203,7 @@ impl World {
         self.record = Some(status);
         self.best = progress.best;
         self.progress_at = progress.at.as_second() - at(0).as_second();
+        self.available_at = progress.available_at.as_second() - at(0).as_second();
         if self.before.as_ref().is_some_and(|before| before.template != template(self.template)) {
             self.before = None;
         }
@@ -324,6 +337,9 @@ proptest! {
         // The push that is there, and those that were rolled back from.
         let (mut push, mut put_back) = (0_u32, false);
         let mut rolled_back = Vec::new();
+        // Until when each template that was rolled back from is Bad, unless it is found good in between.
+        let mut bad = BTreeMap::<usize, i64>::new();
+        let quarantine = i64::try_from(world.policy.rollback.quarantine_for.get().as_secs()).expect("short");
         let mut complete_since = None;
         for (act, fortune) in history {
             let before = world.template;
@@ -364,6 +380,7 @@ proptest! {
                     prop_assert!(seen.desired > 0);
                 }
             }
+            bad.retain(|n, _| world.verdict(*n) != Some(Verdict::Good));
             // The same look once more is worth no write.
             let mut again = fold(Some(&status), &seen, &world.policy, at(world.now)).expect("a record");
             let once_more = plan_of(&world, &again);
@@ -385,6 +402,8 @@ proptest! {
                 prop_assert!(!known.is_some_and(|revision| is_bad(revision, at(world.now))), "onto a Bad one");
                 prop_assert!(!put_back, "what was put back is not rolled back from");
                 prop_assert!(!rolled_back.contains(&push), "twice from one push");
+                let until = bad.get(&world.template);
+                prop_assert!(until.is_none_or(|until| world.now >= *until), "twice from one template");
                 prop_assert!(world.policy.mode == rollout_guard::api::policy::Mode::Enforce);
                 prop_assert!(world.policy.rollback.mode == rollout_guard::api::policy::RollbackMode::Automatic);
                 world.intend(&plan);
@@ -392,14 +411,10 @@ proptest! {
                 match fortune {
                     // Killed before the restore: the next look goes on.
                     0 => {}
-                    // Killed after the restore, before that was written down.
-                    1 => {
-                        world.restore(&plan, false);
-                        (put_back, complete_since) = (true, None);
-                        rolled_back.push(push);
-                    }
+                    // Killed after the restore, before that was written down, or not killed.
                     _ => {
-                        world.restore(&plan, true);
+                        bad.insert(world.template, world.now + quarantine);
+                        world.restore(&plan, fortune > 1);
                         (put_back, complete_since) = (true, None);
                         rolled_back.push(push);
                     }
@@ -781,4 +796,177 @@ fn fault_47_an_error_of_the_template_before_is_not_blamed_on_a_fix_that_nobody_h
     assert!(matches!(world.look(), Some(Plan::Wait(_))));
     world.manager = Some(AtWork::Since { since: at(-1000), last: at(world.now) });
     assert!(matches!(world.look(), Some(Plan::Restore(..))));
+}
+
+// ---- what nobody followed -------------------------------------------------------------------------------------
+
+#[test]
+fn what_was_complete_before_a_push_is_the_target_though_the_record_knows_of_an_earlier_one_alone() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Complete);
+    world.pass(40);
+    world.look();
+    world.pass(40);
+    world.look();
+    assert_eq!(world.verdict(1), Some(Verdict::Good));
+    // Rolled out while the policy was off; it has been complete for long when the bad one is pushed.
+    world.push(2);
+    world.observe(Phase::Complete);
+    world.sets = vec![set(0, 0), set(1, 0), set(2, 2)];
+    world.pass(1000);
+    world.push(3);
+    world.observe(Phase::Failed);
+    let Some(Plan::Restore(_, target)) = world.look() else { panic!("{:?}", world.record) };
+    assert_eq!(target, set(2, 2));
+    assert_eq!(world.verdict(2), Some(Verdict::Good));
+}
+
+#[test]
+fn what_serves_and_is_unknown_is_the_target_before_what_was_good_long_ago_and_serves_no_more() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Complete);
+    world.pass(40);
+    world.look();
+    world.pass(40);
+    world.look();
+    // Two pushes while nobody led: what was complete in between was seen by nobody.
+    world.push(3);
+    world.before = None;
+    world.observe(Phase::Failed);
+    for (there, expected) in [
+        (vec![set(1, 0), set(2, 2), set(3, 0)], set(2, 2)),
+        // Half rolled out, it is no better than what was good.
+        (vec![set(1, 2), set(2, 1), set(3, 0)], set(1, 2)),
+        (vec![set(1, 0), set(2, 0), set(3, 0)], set(1, 0)),
+    ] {
+        let record = world.record.clone();
+        world.sets = there;
+        let Some(Plan::Restore(_, target)) = world.look() else { panic!("{:?}", world.record) };
+        assert_eq!(target, expected);
+        world.record = record;
+    }
+}
+
+#[test]
+fn a_settled_template_whose_scaling_nobody_observes_is_told_and_not_rolled_back() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Complete);
+    world.pass(40);
+    world.look();
+    world.pass(40);
+    world.look();
+    world.pass(1000);
+    world.look();
+    // Scaled, or annotated: a generation of the same template.
+    world.generation += 1;
+    world.observed = false;
+    world.phase = Phase::Unobserved;
+    world.written_at = Some(at(world.now));
+    let written = world.now;
+    while world.now < written + 100 {
+        assert!(
+            !matches!(world.look(), Some(Plan::Hold(..) | Plan::Restore(..))),
+            "after {} s",
+            world.now - written
+        );
+        world.pass(10);
+    }
+    let plan = world.look();
+    assert!(matches!(plan, Some(Plan::Hold(_, Hold::SameTemplate))), "{plan:?}");
+    let record = world.record.clone().expect("a record");
+    assert_eq!(record.phase, Some(RecordPhase::Unobserved));
+    assert!(record.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"), "{record:?}");
+    // It stays so, and ends when it is observed.
+    world.pass(10);
+    assert!(matches!(world.look(), Some(Plan::Hold(_, Hold::SameTemplate))));
+    world.observe(Phase::Progressing);
+    assert_eq!(world.look(), Some(Plan::Stay(Stay::Settled)));
+    world.observe(Phase::Complete);
+    assert_eq!(world.look(), Some(Plan::Stay(Stay::Settled)));
+    let record = world.record.expect("a record");
+    assert_eq!((record.phase, record.cause), (Some(RecordPhase::Complete), None));
+    assert!(record.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "False"));
+}
+
+#[test]
+fn fault_44_what_is_paused_and_not_observed_yet_is_left_alone() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Failed);
+    assert!(matches!(world.look(), Some(Plan::Restore(..))));
+    world.generation += 1;
+    world.observed = false;
+    world.phase = Phase::Unobserved;
+    world.paused = true;
+    world.cause = Some(cause(CauseType::ReplicaSetCreate, true));
+    for _ in 0..20 {
+        world.pass(30);
+        assert_eq!(world.look(), Some(Plan::Stay(Stay::Paused)));
+    }
+}
+
+#[test]
+fn fault_37_a_deadline_that_passed_while_kube_controller_manager_was_away_is_not_believed_at_once() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Progressing);
+    world.look();
+    world.pass(700);
+    let back = world.now;
+    world.phase = Phase::Failed;
+    world.manager = Some(AtWork::No);
+    assert!(matches!(world.look(), Some(Plan::Wait(_))), "{:?}", world.record);
+    world.manager = Some(AtWork::Since { since: at(back), last: at(back) });
+    world.pass(20);
+    assert!(matches!(world.look(), Some(Plan::Wait(_))), "{:?}", world.record);
+    // What was said by what it had not seen yet is taken back; else it is meant.
+    world.pass(10);
+    assert!(matches!(world.look(), Some(Plan::Restore(..))), "{:?}", world.record);
+}
+
+#[test]
+fn pods_that_crash_some_times_and_then_run_one_after_the_other_are_left_alone() {
+    let mut world = World::new(usual());
+    world.push(1);
+    world.observe(Phase::Progressing);
+    for available in 1..=5 {
+        world.cause = Some(cause(CauseType::Application, true));
+        for _ in 0..3 {
+            let plan = world.look();
+            assert!(!matches!(plan, Some(Plan::Restore(..))), "at {available}: {plan:?}");
+            world.pass(5);
+        }
+        world.counts = (5, available);
+    }
+    // And where no more come up, it is what it seems.
+    for _ in 0..5 {
+        world.pass(5);
+        if matches!(world.look(), Some(Plan::Restore(..))) {
+            return;
+        }
+    }
+    panic!("{:?}", world.record);
+}
+
+#[test]
+fn a_quarantine_that_is_over_is_forgotten_whenever_the_template_comes_again() {
+    let mut world =
+        World::new(policy(json!({"watch": {"goodAfter": "30s"}, "rollback": {"quarantineFor": "1h"}})));
+    world.push(1);
+    world.observe(Phase::Failed);
+    let plan = world.look().expect("a plan");
+    world.intend(&plan);
+    world.push(0);
+    world.observe(Phase::Complete);
+    world.look();
+    assert_eq!(world.verdict(1), Some(Verdict::Bad));
+    // Nobody looks meanwhile.
+    world.pass(3601);
+    world.push(1);
+    world.observe(Phase::Progressing);
+    world.look();
+    assert_eq!(world.verdict(1), Some(Verdict::Unknown));
 }

@@ -339,11 +339,7 @@ fn under_manual_the_command_is_told_and_nothing_is_touched() {
     ");
     let state = story.state();
     let (notice, _) = state.events.values().find(|(n, _)| n.reason == "RollbackHeld").expect("told");
-    assert!(
-        notice.message.ends_with("kubectl -n shop rollout undo deployment/web --to-revision=1"),
-        "{}",
-        notice.message
-    );
+    assert!(notice.message.ends_with("kubectl rollout-guard undo web -n shop --to 1"), "{}", notice.message);
 }
 
 #[test]

@@ -1014,6 +1014,22 @@ fn fields_go_to_the_applier_of_most_of_the_template_and_the_annotation_never_to_
     assert_eq!(equals[0]["fieldsV1"], template(json!({"f:a": {}, "f:b": {}})));
     assert_eq!(equals[1], small("Apply", 8));
     assert_eq!(result(json!([status, guard])), json!([status]), "nobody's");
+
+    // Who applies an annotation of a template that somebody else writes is not its applier.
+    let fields = |names: &str| -> Value {
+        let each = names.chars().map(|name| (format!("f:{name}"), json!({})));
+        template(Value::Object(each.collect()))
+    };
+    let writer = entry("kubectl", "Update", 1, fields("cdefgh"));
+    let back = result(json!([small("Apply", 9), writer, guard]));
+    assert_eq!(back[0], small("Apply", 9));
+    assert_eq!(back[1], entry("kubectl", "Update", 1, annotated(fields("bcdefgh"))));
+    // Unless it applies the whole Deployment, however much others have put into the template.
+    let mut applier = small("Apply", 9);
+    applier["fieldsV1"]["f:spec"]["f:selector"] = json!({});
+    let back = result(json!([applier, writer, guard]));
+    assert!(!back[0]["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:b"].is_null(), "{back}");
+    assert_eq!(back[1], writer);
 }
 
 #[test]

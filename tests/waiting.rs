@@ -155,6 +155,7 @@ impl World {
                 evidence: vec!["seen in 1 of 1 pods".to_owned()],
                 pushed_at: Some(time(-1)),
                 started_at: time(started),
+                restored_at: None,
                 finished_at: None,
                 outcome: Outcome::Succeeded,
             }),
@@ -380,7 +381,7 @@ fn a_guard_that_says_nothing_is_not_waited_for_for_ever() {
 
 #[test]
 fn what_the_guard_holds_has_failed_at_once_with_its_words() {
-    let words = "Image: image web:v2 cannot be pulled: not found; would be rolled back to revision 1: kubectl -n shop rollout undo deployment/web --to-revision=1";
+    let words = "Image: image web:v2 cannot be pulled: not found; would be rolled back to revision 1: kubectl rollout-guard undo web -n shop --to 1";
     for reason in ["Held", "Latched"] {
         let world = World::pushed().followed().stalled(reason, words).failing(CauseType::Image, true);
         let decided = is(world.ends(&mut waiting(), 0), End::Failed, "");

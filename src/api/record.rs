@@ -5,6 +5,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "each printer column of the derive has the same keys")]
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -35,7 +36,7 @@ use super::policy::CauseType;
         description = "Where the generation stands"
     ),
     printcolumn(name = "Generation", type_ = "integer", json_path = ".status.generation"),
-    printcolumn(name = "Observed", type_ = "integer", json_path = ".status.observedGeneration"),
+    printcolumn(name = "Observed", type_ = "integer", json_path = ".status.deploymentObservedGeneration"),
     printcolumn(
         name = "Cause",
         type_ = "string",
@@ -87,9 +88,10 @@ pub struct RolloutRecordStatus {
     /// The generation of the Deployment that the status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
-    /// The generation that kube-controller-manager had observed then.
+    /// The generation of the Deployment that kube-controller-manager had observed then. Not called observedGeneration: by the
+    /// conventions, and so for kstatus, that is of the record's own generation.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
+    pub deployment_observed_generation: Option<i64>,
     /// When this phase of this template was first seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
@@ -133,6 +135,20 @@ pub enum RecordPhase {
     Deleting,
 }
 
+impl RecordPhase {
+    /// Returns its name, as records have it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unobserved => "Unobserved",
+            Self::Progressing => "Progressing",
+            Self::Complete => "Complete",
+            Self::Failed => "Failed",
+            Self::Paused => "Paused",
+            Self::Deleting => "Deleting",
+        }
+    }
+}
+
 /// Why a generation is stuck.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -159,6 +175,17 @@ pub enum Verdict {
     /// Neither.
     #[default]
     Unknown,
+}
+
+impl Verdict {
+    /// Returns its name, as records have it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Good => "Good",
+            Self::Bad => "Bad",
+            Self::Unknown => "Unknown",
+        }
+    }
 }
 
 /// One pod template that the Deployment has or had.
@@ -196,7 +223,7 @@ pub enum Outcome {
     InProgress,
     /// The earlier template is back and complete.
     Succeeded,
-    /// The earlier template is back and stuck as well.
+    /// The earlier template is back and stuck as well, or the API server refused to put it back.
     Failed,
     /// Somebody changed the template meanwhile: theirs stands.
     Superseded,
@@ -233,9 +260,19 @@ pub struct RecordRollback {
     pub pushed_at: Option<Time>,
     /// When it was decided on.
     pub started_at: Time,
+    /// When the earlier template was put back; none where that was never done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_at: Option<Time>,
     /// When its outcome was known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl RecordRollback {
+    /// Returns when it was carried out, as far as that is known: when it was decided on else.
+    pub fn carried_out_at(&self) -> Timestamp {
+        self.restored_at.as_ref().unwrap_or(&self.started_at).0
+    }
 }

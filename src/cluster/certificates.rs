@@ -20,7 +20,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::{Cluster, ClusterError, call, patiently, with_causes};
+use super::{Cluster, ClusterError, call, patiently, watch_config, with_causes};
 
 /// Owns the caBundle and nothing else, so that whoever applies the rest of a configuration meets no conflict.
 const BUNDLE_MANAGER: &str = "rollout-guard-ca";
@@ -243,7 +243,7 @@ fn changes<K>(api: Api<K>, name: &str, what: String) -> stream::BoxStream<'stati
 where
     K: Resource + Clone + DeserializeOwned + Serialize + fmt::Debug + Send + 'static,
 {
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let config = watch_config().fields(&format!("metadata.name={name}"));
     patiently(watcher(api, config))
         .filter_map(move |event| {
             let tells = match event {

@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use super::{
     Cluster,
     policies::{Event, events},
+    watch_config,
 };
 use crate::core::key::Key;
 
@@ -115,6 +116,6 @@ impl Cluster {
     /// where the API server has forgotten what came since (410).
     pub fn watch_deployments_raw(&self) -> BoxStream<'static, Event<RawDeployment>> {
         let api = Api::<RawDeployment>::all(self.client.clone());
-        events(watcher(api, watcher::Config::default().page_size(PAGE)), |deployment| deployment)
+        events(watcher(api, watch_config().page_size(PAGE)), |deployment| deployment)
     }
 }

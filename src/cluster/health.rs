@@ -27,6 +27,8 @@ pub struct ControllerManagerLease {
     pub holder: String,
     /// When it was last renewed, by the holder's clock. Compare it with what was read before, never with a clock.
     pub renew_time: Option<Timestamp>,
+    /// When the holder took it, by the holder's clock: another process, or one that had lost it, takes it anew.
+    pub acquire_time: Option<Timestamp>,
 }
 
 /// The nodes, as they were read.
@@ -74,6 +76,7 @@ impl Cluster {
                 ControllerManagerLease {
                     holder: spec.holder_identity.unwrap_or_default(),
                     renew_time: spec.renew_time.map(|time| time.0),
+                    acquire_time: spec.acquire_time.map(|time| time.0),
                 }
             })),
             Err(error) if error.code() == Some(403) => Ok(None),

@@ -189,6 +189,15 @@ impl Cluster {
     }
 }
 
+/// How long a watch lasts until it is begun anew, in seconds. A connection that is broken without a word is noticed when the
+/// API server should have ended the watch: with kube's default of nearly five minutes a push, or that a template is Bad, would go
+/// unseen for as long.
+const WATCH_SECONDS: u32 = 60;
+
+fn watch_config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
+}
+
 /// Runs one call with the time limit; `what` names it in the error.
 async fn call<T>(
     what: impl Into<String>,

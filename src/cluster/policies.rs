@@ -18,7 +18,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Cluster, ClusterError, FIELD_MANAGER, call, patiently, with_causes};
+use super::{Cluster, ClusterError, FIELD_MANAGER, call, patiently, watch_config, with_causes};
 use crate::{
     api::policy::{RolloutPolicy, RolloutPolicyStatus},
     core::fallback::{Fallback, INSTANCE_LABEL, Owner, POLICY_LABEL, Release},
@@ -70,7 +70,7 @@ impl Cluster {
     pub fn watch_policies(&self) -> BoxStream<'static, Event<StoredPolicy>> {
         let resource = ApiResource::erase::<RolloutPolicy>(&());
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
-        events(watcher(api, watcher::Config::default()), |mut object| StoredPolicy {
+        events(watcher(api, watch_config()), |mut object| StoredPolicy {
             name: object.name_any(),
             uid: object.uid().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),
@@ -208,7 +208,7 @@ fn labels<K>(api: Api<PartialObjectMeta<K>>) -> BoxStream<'static, Event<Labelle
 where
     K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    events(watcher(api, watcher::Config::default()), |object| Labelled {
+    events(watcher(api, watch_config()), |object| Labelled {
         namespace: object.metadata.namespace.unwrap_or_default(),
         name: object.metadata.name.unwrap_or_default(),
         labels: object.metadata.labels.unwrap_or_default(),

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{
     Cluster, ClusterError, call,
     policies::{Event, events},
+    watch_config,
 };
 use crate::{
     api::record::{RolloutRecord, RolloutRecordStatus, TargetRef},
@@ -78,34 +79,34 @@ impl Cluster {
     pub fn watch_records(&self) -> BoxStream<'static, Event<StoredRecord>> {
         let resource = ApiResource::erase::<RolloutRecord>(&());
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
-        events(watcher(api, watcher::Config::default()), |object| {
+        events(watcher(api, watch_config()), |object| {
             StoredRecord::read(serde_json::to_value(object).unwrap_or_default())
         })
     }
 
-    /// Lists all RolloutRecords, in pages.
+    /// Hands all RolloutRecords to `take`, one by one as their pages come: there may be as many as Deployments.
     ///
     /// # Errors
-    /// When the API server refuses or does not answer.
-    pub async fn list_records(&self) -> Result<Vec<StoredRecord>, ClusterError> {
+    /// When the API server refuses or does not answer; what was handed over until then is not all.
+    pub async fn each_record(&self, mut take: impl FnMut(StoredRecord)) -> Result<(), ClusterError> {
         let resource = ApiResource::erase::<RolloutRecord>(&());
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
-        let mut records = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = call("list rolloutrecords", api.list(&params)).await?;
-            let read = |object| StoredRecord::read(serde_json::to_value(object).unwrap_or_default());
-            records.extend(page.items.into_iter().map(read));
+            for object in page.items {
+                take(StoredRecord::read(serde_json::to_value(object).unwrap_or_default()));
+            }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
-                None => return Ok(records),
+                None => return Ok(()),
             }
         }
     }
 }
 
-/// How many records are asked for in one call.
-const PAGE: u32 = 500;
+/// How many records are asked for in one call: some kilobytes each.
+const PAGE: u32 = 100;
 
 /// The most characters of an object's name.
 const LONGEST_NAME: usize = 253;

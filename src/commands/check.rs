@@ -18,7 +18,10 @@ use crate::{
         installation::{Definition, FallbackObjects, Hook, Hooks, LABEL, Replica, Workload},
         leases::LeaseStore,
     },
-    core::lease::{Record, STOP_ANNOTATION, pod_of},
+    core::{
+        lease::{BREAKER_CLOSED, Record, STOP_ANNOTATION, pod_of},
+        message::plain,
+    },
     webhook::certificates::issue::{Certificate, verify},
 };
 
@@ -313,6 +316,7 @@ impl Check<'_> {
             Err(error) => {
                 let what = "what it watches; it holds the Lease";
                 findings.push(unreachable_finding("watcher", what, namespace, replica, &error));
+                findings.extend(breaker_finding(record.breaker.as_deref()));
             }
         }
     }
@@ -575,6 +579,10 @@ struct Watching {
     deployments: f64,
     /// The reasons for which the breaker is open; `None` where it is not looked after yet.
     open: Option<Vec<String>>,
+    /// So many rollbacks are in progress.
+    in_progress: f64,
+    /// So many wait for their turn.
+    waiting: f64,
 }
 
 impl Watching {
@@ -589,6 +597,8 @@ impl Watching {
             leads: value("rollout_guard_leader")? > 0.0,
             deployments: value("rollout_guard_watched_deployments")?,
             open: (!breaker.is_empty()).then_some(reasons),
+            in_progress: value("rollout_guard_rollbacks_in_progress").unwrap_or_default(),
+            waiting: value("rollout_guard_rollbacks_waiting").unwrap_or_default(),
         })
     }
 }
@@ -632,7 +642,7 @@ fn labels(mut rest: &str) -> Option<(BTreeMap<String, String>, &str)> {
 
 fn leader_findings(pod: &str, metrics: &str) -> Vec<Finding> {
     let step = "watcher";
-    let Some(Watching { leads, deployments, open }) = Watching::read(metrics) else {
+    let Some(Watching { leads, deployments, open, in_progress, waiting }) = Watching::read(metrics) else {
         return vec![Finding::failed(
             step,
             format!("{pod}: holds the Lease, and its metrics do not say whether it leads"),
@@ -649,11 +659,40 @@ fn leader_findings(pod: &str, metrics: &str) -> Vec<Finding> {
         Some(open) => {
             let breaker = if open.is_empty() { "closed" } else { "open" };
             let watched = format!("{deployments:.0} Deployment{}", if deployments == 1.0 { "" } else { "s" });
-            let leader =
-                Finding::ok(step, format!("{pod}: leads and watches {watched}, the breaker is {breaker}"));
-            [leader].into_iter().chain(open.iter().map(|reason| open_finding(reason))).collect()
+            let rollbacks =
+                |count: f64| format!("{count:.0} rollback{}", if count == 1.0 { "" } else { "s" });
+            let under_way = if in_progress > 0.0 {
+                format!(", {} in progress", rollbacks(in_progress))
+            } else {
+                String::new()
+            };
+            let leader = Finding::ok(
+                step,
+                format!("{pod}: leads and watches {watched}, the breaker is {breaker}{under_way}"),
+            );
+            let waiting = (waiting > 0.0).then(|| {
+                let hint = "kubectl get rolloutrecords -A says which; watcher.limits of the chart says how many";
+                let queue = format!(
+                    "{}: as many as allowed are in progress, or were started within the hour; waiting for their turn",
+                    rollbacks(waiting)
+                );
+                Finding::warning(step, queue, hint)
+            });
+            let open = open.iter().map(|reason| open_finding(reason));
+            [leader].into_iter().chain(open).chain(waiting).collect()
         }
     }
+}
+
+/// What the Lease says of the breaker, for who may not read metrics; none where it is closed, or nobody says.
+fn breaker_finding(breaker: Option<&str>) -> Option<Finding> {
+    let why = breaker.filter(|said| *said != BREAKER_CLOSED)?;
+    let hint = "docs/operations.md, Limits and the breaker";
+    Some(Finding::warning(
+        "watcher",
+        format!("nothing is rolled back, the breaker is open: {}", plain(why, 256)),
+        hint,
+    ))
 }
 
 fn open_finding(reason: &str) -> Finding {
@@ -913,7 +952,13 @@ mod tests {
     #[test]
     fn the_metrics_say_who_watches_and_why_nothing_is_rolled_back() {
         let read = |text: &str| Watching::read(text);
-        let closed = Watching { leads: true, deployments: 42.0, open: Some(Vec::new()) };
+        let closed = Watching {
+            leads: true,
+            deployments: 42.0,
+            open: Some(Vec::new()),
+            in_progress: 0.0,
+            waiting: 0.0,
+        };
         assert_eq!(read(&metrics(true, 42, "")), Some(closed));
         let open = read(&metrics(true, 42, "nodes")).expect("a watcher").open;
         assert_eq!(open, Some(vec!["nodes".to_owned()]));
@@ -924,7 +969,7 @@ mod tests {
             assert_eq!(read(other), None, "{other}");
         }
         let others = "rollout_guard_leader 1\nrollout_guard_leaders 7\nrollout_guard_watched_deployments 3\n";
-        let begun = Watching { leads: true, deployments: 3.0, open: None };
+        let begun = Watching { leads: true, deployments: 3.0, open: None, in_progress: 0.0, waiting: 0.0 };
         assert_eq!(read(others), Some(begun));
     }
 
@@ -952,6 +997,15 @@ mod tests {
         let told = of(&metrics(true, 2, "many_stuck"));
         assert_eq!(told.iter().map(|f| f.status).collect::<Vec<_>>(), [Status::Ok, Status::Warning]);
         assert!(told[1].message.contains("many Deployments became stuck"), "{told:?}");
+        let capped = metrics(true, 2, "")
+            .replace("rollbacks_in_progress 0", "rollbacks_in_progress 1")
+            .replace("rollbacks_waiting 0", "rollbacks_waiting 2");
+        let told = of(&capped);
+        assert!(told[0].message.ends_with("closed, 1 rollback in progress"), "{told:?}");
+        assert!(told[1].message.starts_with("2 rollbacks: as many as allowed"), "{told:?}");
+        assert_eq!(told[1].status, Status::Warning);
+        assert_eq!(breaker_finding(Some("closed")), None);
+        assert!(breaker_finding(Some("only 1 of 3 nodes are ready")).is_some());
         assert_eq!(of(&metrics(false, 0, ""))[0].status, Status::Warning);
         assert_eq!(of("<html>")[0].status, Status::Failed);
     }

@@ -15,7 +15,7 @@ use crate::{
         cause::{self, Cause, Liveness, PodEvent, PodFacts, ReplicaSetFacts},
         key::Key,
         message::plain,
-        rollout::{Snapshot, is_inherited},
+        rollout::{self, Snapshot, is_inherited},
         template::TemplateHash,
         view::{self, Around, DeploymentView},
     },
@@ -158,7 +158,7 @@ fn find(
     now: Timestamp,
 ) -> Option<Cause> {
     let mut snapshot = Snapshot::of(deployment);
-    let phase = view::phase(&snapshot, current.map(name));
+    let phase = rollout::phase(&snapshot, current.map(name));
     // What the generation before left behind explains nothing.
     if snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current.map(name))) {
         snapshot.progressing = None;

@@ -13,9 +13,7 @@ use serde::Serialize;
 pub use line::{Line, wrapped};
 pub use screen::{Screen, Tone, display_width};
 pub use table::{Cell, Table};
-pub use words::{
-    cause_word, outcome_words, phase_tone, phase_word, pod_tone, verdict_of, verdict_tone, verdict_word,
-};
+pub use words::{cause_word, outcome_words, phase_tone, pod_tone, verdict_of, verdict_tone};
 pub use writer::{Closed, Out, is_closed, note};
 
 /// How a command prints what it found.

@@ -23,6 +23,10 @@ const HEALTH_COUNTS_FOR: SignedDuration = SignedDuration::from_secs(30);
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
+/// How long a rollback keeps others from starting: what has not come to an end by then waits for something that is no matter
+/// of theirs. It is as long as Kubernetes' own progress deadline.
+const SLOT_LASTS: SignedDuration = SignedDuration::from_mins(10);
+
 /// The thresholds of the breaker, and the caps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -162,6 +166,19 @@ pub enum Busy {
     },
 }
 
+impl Busy {
+    /// Returns the same without what changes while it lasts.
+    pub const fn brief(&self) -> &'static str {
+        match self {
+            Self::Open(why) => why.brief(),
+            Self::Deployment => "a rollback of this Deployment is in progress",
+            Self::Namespace => "as many rollbacks as allowed are in progress in this namespace",
+            Self::Cluster => "as many rollbacks as allowed are in progress in the cluster",
+            Self::Hour { .. } => "as many rollbacks as allowed were started within the last hour",
+        }
+    }
+}
+
 /// A rollback as the records tell of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started<K> {
@@ -255,7 +272,7 @@ impl<K: Ord + Clone> Breaker<K> {
     }
 
     /// Takes a slot for a rollback of `key`, or says why it may not start. The slot is held until
-    /// [`Breaker::finish`].
+    /// [`Breaker::finish`], for ten minutes at most.
     ///
     /// # Errors
     /// The breaker is open, or a cap is reached.
@@ -266,11 +283,11 @@ impl<K: Ord + Clone> Breaker<K> {
         if self.in_progress.contains_key(&key) {
             return Err(Busy::Deployment);
         }
-        let here = self.in_progress.values().filter(|(of, _)| of == namespace).count();
-        if reached(here, self.limits.per_namespace) {
+        let lately = || self.in_progress.values().filter(|(_, at)| now.duration_since(*at) < SLOT_LASTS);
+        if reached(lately().filter(|(of, _)| of == namespace).count(), self.limits.per_namespace) {
             return Err(Busy::Namespace);
         }
-        if reached(self.in_progress.len(), self.limits.per_cluster) {
+        if reached(lately().count(), self.limits.per_cluster) {
             return Err(Busy::Cluster);
         }
         self.drop_old(now);
@@ -554,14 +571,34 @@ mod tests {
         assert_eq!(breaker.start("old", 99, at(0)), Ok(()));
         let mut records = vec![started(0, "shop", -30, true), started(1, "bank", -7200, true)];
         // One by a clock that is ahead.
-        records.extend((2..10).map(|key| started(key, "mail", 900, false)));
+        records.extend((2..9).map(|key| started(key, "mail", 900, false)));
         breaker.restore_from(records, at(0));
         assert!(breaker.holds(&0) && breaker.holds(&1) && !breaker.holds(&99));
         assert_eq!(breaker.in_progress(), 2);
-        assert_eq!(breaker.start("bank", 20, at(0)), Err(Busy::Namespace));
-        assert_eq!(breaker.start("news", 21, at(0)), Ok(()), "nine within the hour before");
-        breaker.finish(&21);
-        assert_eq!(breaker.start("news", 22, at(0)), Err(Busy::Hour { until: at(3570) }));
+        assert_eq!(breaker.start("shop", 20, at(0)), Err(Busy::Namespace));
+        assert_eq!(
+            breaker.start("bank", 21, at(0)),
+            Ok(()),
+            "the one before waits for two hours: others go on"
+        );
+        assert_eq!(breaker.start("news", 22, at(0)), Ok(()), "nine within the hour before");
+        breaker.finish(&22);
+        assert_eq!(breaker.start("news", 23, at(0)), Err(Busy::Hour { until: at(3570) }));
+    }
+
+    #[test]
+    fn a_rollback_that_comes_to_no_end_holds_others_up_for_ten_minutes_only() {
+        let mut breaker = breaker(10);
+        assert_eq!(breaker.start("shop", 0, at(0)), Ok(()));
+        well_at(&mut breaker, 599);
+        assert_eq!(breaker.start("shop", 1, at(599)), Err(Busy::Namespace));
+        well_at(&mut breaker, 600);
+        assert_eq!(breaker.start("shop", 1, at(600)), Ok(()));
+        assert_eq!(
+            breaker.start("shop", 0, at(600)),
+            Err(Busy::Deployment),
+            "it is in progress all the same"
+        );
     }
 
     #[test]
@@ -633,20 +670,21 @@ mod tests {
                         if answer.is_ok() {
                             prop_assert_eq!(open, None);
                             started.push(second);
-                            running.push(key);
+                            running.push((key, second));
                         }
                     }
                     Act::Finish(key) => {
                         breaker.finish(&key);
-                        running.retain(|other| *other != key);
+                        running.retain(|(other, _)| *other != key);
                     }
                     Act::Stuck(key) => breaker.stuck(key, at(second), at(second)),
                     Act::Forget(key) => breaker.forget(&key),
                     Act::NodesReady(ready) => health.nodes.ready = ready,
                 }
-                prop_assert!(running.len() <= per_cluster as usize);
+                let lately = || running.iter().filter(|(_, at)| second - *at < 600);
+                prop_assert!(lately().count() <= per_cluster as usize);
                 for namespace in 0..3 {
-                    let here = running.iter().filter(|key| *key % 3 == namespace).count();
+                    let here = lately().filter(|(key, _)| *key % 3 == namespace).count();
                     prop_assert!(here <= per_namespace as usize);
                 }
                 let lately = started.iter().filter(|at| second - **at < 3600).count();

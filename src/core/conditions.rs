@@ -18,7 +18,7 @@ const LONGEST: usize = 900;
 pub fn set(status: &mut RolloutRecordStatus, plan: &Plan, now: Timestamp) {
     let complete = status.phase == Some(RecordPhase::Complete);
     let generation = status.generation.unwrap_or_default();
-    let phase = status.phase.map_or("Unknown", word);
+    let phase = status.phase.map_or("Unknown", RecordPhase::word);
     let ready = (complete, phase, format!("generation {generation} is {}", phase.to_lowercase()));
     let stalled = stalled(status, plan);
     let on_its_way = status.settled_at.is_none()
@@ -50,7 +50,8 @@ pub fn set(status: &mut RolloutRecordStatus, plan: &Plan, now: Timestamp) {
                 status: word.to_owned(),
                 reason: reason.to_owned(),
                 message: bounded(&message),
-                observed_generation: Some(generation),
+                // That would be of the record's own generation: that of the Deployment is in the status.
+                observed_generation: None,
                 last_transition_time: same
                     .map_or_else(|| Time(second(now)), |same| same.last_transition_time.clone()),
             }
@@ -82,6 +83,7 @@ fn rolled_back(status: &RolloutRecordStatus, plan: &Plan) -> Option<(bool, &'sta
     let current = Some(&rollback.to) == status.template_hash.as_ref();
     let message = told(rollback, status);
     Some(match rollback.outcome {
+        Outcome::Failed if rollback.generation.is_none() => (false, "Refused", message),
         Outcome::InProgress => (true, "InProgress", message),
         Outcome::Succeeded if current => (true, "Succeeded", message),
         Outcome::Succeeded => (false, "Replaced", "another template was pushed since".to_owned()),
@@ -102,8 +104,10 @@ pub fn told(rollback: &RecordRollback, status: &RolloutRecordStatus) -> String {
             number.map_or_else(|| "a revision without a ReplicaSet".to_owned(), |n| format!("revision {n}"));
         if images.is_empty() { number } else { format!("{number} ({images})") }
     };
+    let refused = rollback.outcome == Outcome::Failed && rollback.generation.is_none();
+    let done = if refused { "could not be rolled back" } else { "rolled back" };
     bounded(&format!(
-        "rolled back from {} to {}: {}: {}",
+        "{done} from {} to {}: {}: {}",
         name(&rollback.from, rollback.from_revision),
         name(&rollback.to, rollback.to_revision),
         rollback.cause.word(),
@@ -139,7 +143,7 @@ pub fn tellings(status: &RolloutRecordStatus, plan: &Plan) -> Vec<Telling> {
     if let (Some(stalled), Plan::Hold(cause, _) | Plan::Restore(cause, _)) = (condition("Stalled"), plan) {
         let since = stalled.last_transition_time.0;
         let mut tell = |reason, message: String| {
-            let once = format!("{rollout}/{reason}/{}", stalled.reason);
+            let once = format!("{rollout}/{reason}");
             tellings.push(Telling { warning: true, reason, message: bounded(&message), once, since });
         };
         if !is_put_back(status) {
@@ -162,7 +166,7 @@ pub fn tellings(status: &RolloutRecordStatus, plan: &Plan) -> Vec<Telling> {
                 reason: "RolledBack",
                 message: told(rollback, status),
                 once: once("RolledBack"),
-                since: rollback.started_at.0,
+                since: rollback.carried_out_at(),
             });
         }
         if let (Outcome::Succeeded, Some(finished)) = (rollback.outcome, &rollback.finished_at) {
@@ -185,15 +189,4 @@ pub fn tellings(status: &RolloutRecordStatus, plan: &Plan) -> Vec<Telling> {
 /// Text for a condition or an Event: on one line, bounded, and never in words that make a client delete.
 fn bounded(text: &str) -> String {
     harmless(&plain(text, LONGEST))
-}
-
-const fn word(phase: RecordPhase) -> &'static str {
-    match phase {
-        RecordPhase::Unobserved => "Unobserved",
-        RecordPhase::Progressing => "Progressing",
-        RecordPhase::Complete => "Complete",
-        RecordPhase::Failed => "Failed",
-        RecordPhase::Paused => "Paused",
-        RecordPhase::Deleting => "Deleting",
-    }
 }

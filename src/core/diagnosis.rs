@@ -31,7 +31,7 @@ use self::{next::Situation, quota::Quota};
 use super::{
     cause::{self, Cause, Liveness, LogSource, PodEvent, PodFacts, ReplicaSetFacts},
     message::plain,
-    rollout::{Phase, Snapshot, classify, is_inherited},
+    rollout::{self, Phase, Snapshot, classify, is_inherited},
     template::TemplateHash,
     view::{self, Around, CauseView, ConditionView, DeploymentView, RollbackView},
 };
@@ -159,7 +159,7 @@ fn find(material: &Material, now: Timestamp) -> Option<Cause> {
     let sets_known = material.replica_sets.is_ok();
     let mut phase = classify(&snapshot);
     if sets_known {
-        phase = view::phase(&snapshot, current.map(name));
+        phase = rollout::phase(&snapshot, current.map(name));
         // What the generation before left behind explains nothing.
         if snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current.map(name))) {
             snapshot.progressing = None;

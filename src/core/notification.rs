@@ -348,6 +348,7 @@ mod tests {
                 evidence: vec!["exit code 1".to_owned()],
                 pushed_at: None,
                 started_at: Time(at(5)),
+                restored_at: Some(Time(at(6))),
                 finished_at: None,
                 outcome: Outcome::InProgress,
             }),

@@ -34,6 +34,8 @@ pub struct Seen<'a> {
     pub observed_generation: i64,
     /// Where it stands by counts and conditions, a failure that was inherited left out.
     pub phase: Phase,
+    /// `spec.paused`, observed or not: nothing is to be done about what somebody has just paused.
+    pub paused: bool,
     /// `spec.replicas`: with none there is no evidence that a template is good.
     pub desired: i32,
     /// The hash of its pod template.
@@ -48,6 +50,8 @@ pub struct Seen<'a> {
     pub cause: Option<Cause>,
     /// The best that this rollout has come to, where it is under way.
     pub progress: Progress,
+    /// When the object (not its status) was last written, where that is known.
+    pub written_at: Option<Timestamp>,
     /// `spec.progressDeadlineSeconds`; none where there is no deadline.
     pub progress_deadline: Option<SignedDuration>,
     /// Whether kube-controller-manager is at work; none where that cannot be told.
@@ -99,13 +103,21 @@ pub struct Progress {
     pub best: (i32, i32),
     /// When that was first so.
     pub at: Timestamp,
+    /// When there were more available ones than ever before: what failed until then has not kept the rollout from getting on.
+    pub available_at: Timestamp,
 }
 
 impl Progress {
     /// Returns what it is after `updated` and `available` were seen.
     pub fn with(self, updated: i32, available: i32, now: Timestamp) -> Self {
         let best = (self.best.0.max(updated), self.best.1.max(available));
-        if best == self.best { self } else { Self { best, at: now } }
+        let available_at = if best.1 > self.best.1 { now } else { self.available_at };
+        if best == self.best { self } else { Self { best, at: now, available_at } }
+    }
+
+    /// Returns one that begins with these counts.
+    pub const fn begun(updated: i32, available: i32, at: Timestamp) -> Self {
+        Self { best: (updated, available), at, available_at: at }
     }
 }
 
@@ -127,6 +139,10 @@ const OWN_DEADLINE_PERCENT: i32 = 120;
 /// kube-controller-manager must have been seen at work so much later than a generation that it did not observe: longer
 /// than between two looks at its lease, so that it has really been renewed since.
 const SEEN_AT_WORK: SignedDuration = SignedDuration::from_secs(10);
+
+/// What kube-controller-manager says of a rollout right after it was away it says by what it has not seen yet: that the
+/// deadline has passed, and a moment later that it has not.
+const BACK_AT_WORK: SignedDuration = SignedDuration::from_secs(30);
 
 /// Until it is looked at again whether it was.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(2);
@@ -156,6 +172,7 @@ pub fn fold(
     let mut next = old.clone();
     not_ahead(&mut next, now);
     if next.template_hash.as_deref() != Some(seen.template.to_string().as_str()) {
+        was_complete(&mut next, seen, policy);
         begin(&mut next, seen, now);
     }
     advance(&mut next, seen, policy, now);
@@ -173,19 +190,9 @@ fn not_ahead(status: &mut RolloutRecordStatus, now: Timestamp) {
 
 /// The first record of a Deployment.
 fn first(seen: &Seen<'_>, policy: &Policy, now: Timestamp) -> Option<RolloutRecordStatus> {
-    let good_after = span(policy.watch.good_after);
     let mut status = RolloutRecordStatus::default();
     match &seen.before {
-        Some(before) if before.template != seen.template => {
-            let (from, to) = before.complete;
-            let good = to.duration_since(from) >= good_after;
-            status.revisions.push(RecordRevision {
-                template_hash: before.template.to_string(),
-                verdict: if good { Verdict::Good } else { Verdict::Unknown },
-                since: good.then_some(Time(second(to))),
-                ..RecordRevision::default()
-            });
-        }
+        Some(before) if before.template != seen.template => was_complete(&mut status, seen, policy),
         // A Deployment that is new, or was under way before the guard was there: only trouble is remembered.
         _ if seen.cause.as_ref().is_some_and(|cause| cause.early) || seen.phase == Phase::Failed => {}
         _ if seen.phase == Phase::Unobserved
@@ -207,6 +214,24 @@ fn first(seen: &Seen<'_>, policy: &Policy, now: Timestamp) -> Option<RolloutReco
     Some(status)
 }
 
+/// What was complete right before the template of now is the newest of those before it, and good if it was so for long enough:
+/// also where nobody followed it meanwhile, and the record knows of earlier ones alone.
+fn was_complete(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy) {
+    let Some(before) = seen.before.as_ref().filter(|before| before.template != seen.template) else { return };
+    let hash = before.template.to_string();
+    let known = status.revisions.iter().position(|revision| revision.template_hash == hash);
+    let mut revision = known.map_or_else(RecordRevision::default, |at| status.revisions.remove(at));
+    let (from, to) = before.complete;
+    if revision.verdict != Verdict::Good && to.duration_since(from) >= span(policy.watch.good_after) {
+        revision.since = Some(Time(second(to)));
+        revision.verdict = Verdict::Good;
+        revision.reason = None;
+        revision.until = None;
+    }
+    revision.template_hash = hash;
+    status.revisions.insert(0, revision);
+}
+
 /// The template is another one than before: its rollout begins.
 fn begin(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
     let hash = seen.template.to_string();
@@ -214,6 +239,9 @@ fn begin(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
     let mut revision = known.map_or_else(RecordRevision::default, |at| status.revisions.remove(at));
     revision.template_hash.clone_from(&hash);
     revision.images.clone_from(&seen.images);
+    if revision.verdict == Verdict::Bad && !is_bad(&revision, now) {
+        forgive(&mut revision);
+    }
     status.revisions.insert(0, revision);
     status.template_hash = Some(hash.clone());
     status.rollout_started_at = Some(Time(second(now)));
@@ -236,8 +264,14 @@ fn begin(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
 fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now: Timestamp) {
     let phase = RecordPhase::from(seen.phase);
     let settled = status.settled_at.is_some();
-    // A settled one that is scaled, or loses a pod, is nothing to be remembered.
-    let passing = matches!(phase, RecordPhase::Progressing | RecordPhase::Unobserved);
+    // A settled one that is scaled, or loses a pod, is nothing to be remembered, unless nobody observes it for too long.
+    let passing = match phase {
+        RecordPhase::Unobserved => {
+            matches!(stuck(status, seen, policy, now), Stuck::No | Stuck::NotBefore(_))
+        }
+        RecordPhase::Progressing => status.phase != Some(RecordPhase::Unobserved),
+        _ => false,
+    };
     if settled && passing {
         return;
     }
@@ -246,13 +280,15 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
         status.since = Some(Time(second(now)));
     }
     // A rollout that is paused, or has no replicas, takes no time: its clock starts when it goes on.
-    if seen.phase == Phase::Paused || seen.desired == 0 {
+    if settled {
+        // Its rollout is over.
+    } else if seen.paused || seen.desired == 0 {
         status.rollout_started_at = None;
     } else if status.rollout_started_at.is_none() {
         status.rollout_started_at = Some(Time(second(now)));
     }
     status.generation = Some(seen.generation);
-    status.observed_generation = Some(seen.observed_generation);
+    status.deployment_observed_generation = Some(seen.observed_generation);
     let came_back = came_back(status, seen);
     if let Some(rollback) = status.rollback.as_mut().filter(|_| came_back) {
         rollback.outcome = Outcome::Superseded;
@@ -265,13 +301,15 @@ fn advance(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, n
     {
         // Put back, and killed before that was written down.
         rollback.generation = status.rollout_generation;
+        rollback.restored_at = Some(Time(second(now)));
     }
     if seen.phase == Phase::Complete {
         complete(status, seen, policy, now);
     }
     // What it is told to be stuck for is kept for as long as it is, whatever says so.
     let told = status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
-    status.cause = if settled { None } else { cause(status.cause.take(), seen, told, now) };
+    let of_the_rollout = !settled || phase == RecordPhase::Unobserved;
+    status.cause = if of_the_rollout { cause(status.cause.take(), seen, told, now) } else { None };
 }
 
 fn complete(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now: Timestamp) {
@@ -315,7 +353,8 @@ pub fn good_at(status: &RolloutRecordStatus, policy: &Policy) -> Option<Timestam
     later(since.0, span(policy.watch.good_after))
 }
 
-/// What explains it keeps its time for as long as it is of one kind.
+/// What explains it keeps its time for as long as it is of one kind and the rollout does not get on all the same: pods that
+/// crash some times and then run, one after the other, are none that fail.
 fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) -> Option<RecordCause> {
     if told
         && seen.cause.is_none()
@@ -330,7 +369,7 @@ fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) 
         cause.early || known || matches!(seen.phase, Phase::Failed | Phase::Unobserved)
     })?;
     let since = match &old {
-        Some(old) if old.kind == found.kind => old.since.clone(),
+        Some(old) if old.kind == found.kind && seen.progress.available_at <= old.since.0 => old.since.clone(),
         _ => Time(second(now)),
     };
     Some(RecordCause {
@@ -386,12 +425,17 @@ fn tidy(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
     for revision in &mut status.revisions {
         let over = revision.verdict == Verdict::Bad && revision.until.as_ref().is_some_and(|u| u.0 <= now);
         if over && Some(&revision.template_hash) != current.as_ref() {
-            revision.verdict = Verdict::Unknown;
-            revision.since = None;
-            revision.reason = None;
-            revision.until = None;
+            forgive(revision);
         }
     }
+}
+
+/// Forgets what was held against a template.
+fn forgive(revision: &mut RecordRevision) {
+    revision.verdict = Verdict::Unknown;
+    revision.since = None;
+    revision.reason = None;
+    revision.until = None;
 }
 
 /// Says whether a template is Bad at `now`.
@@ -401,10 +445,19 @@ pub fn is_bad(revision: &RecordRevision, now: Timestamp) -> bool {
 
 /// Says whether the current generation is stuck, by the policy's times.
 pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now: Timestamp) -> Stuck {
-    if status.settled_at.is_some() {
+    let settled = status.settled_at.is_some();
+    if settled && seen.phase != Phase::Unobserved {
         return Stuck::No;
     }
-    let since = status.since.as_ref().map_or(now, |since| since.0);
+    // Of a settled one the record tells the time of its rollout, not of what was written since.
+    let told = status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
+    if settled && told {
+        return Stuck::Yes;
+    }
+    let since = match seen.written_at {
+        Some(written) if settled => written.min(now),
+        _ => status.since.as_ref().map_or(now, |since| since.0),
+    };
     let hard = seen.cause.as_ref().filter(|cause| cause.early).and(status.cause.as_ref());
     let early = hard.and_then(|cause| later(cause.since.0, span(policy.watch.early_failure_after)));
     let due = match seen.phase {
@@ -428,8 +481,16 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
             [after, early]
         }
         // Kubernetes has waited long enough: no need for a record to say since when.
-        Phase::Failed if policy.watch.failed_after.get().is_zero() => [Some(now), early],
-        Phase::Failed => [later(since, span(policy.watch.failed_after)), early],
+        Phase::Failed => {
+            let patience = span(policy.watch.failed_after);
+            let due = if patience.is_zero() { Some(now) } else { later(since, patience) };
+            let back = match seen.manager {
+                Some(AtWork::Since { since, .. }) => later(since, BACK_AT_WORK),
+                Some(AtWork::No) if !told => later(now, LOOK_AGAIN),
+                Some(AtWork::No) | None => None,
+            };
+            [due.max(due.and(back)), early]
+        }
         Phase::Progressing => {
             let begun = status.rollout_started_at.as_ref().map_or(since, |begun| begun.0);
             let own = policy.watch.progressing_after.and_then(|after| later(begun, span(after)));
@@ -501,22 +562,20 @@ pub fn intend(
         evidence: cause.evidence.clone(),
         pushed_at: status.rollout_started_at.clone(),
         started_at: Time(second(now)),
+        restored_at: None,
         finished_at: None,
         outcome: Outcome::InProgress,
     });
 }
 
-/// Notes that a rollback that was decided on is not carried out: nothing was written, so its template is no worse than
-/// any other.
-pub fn give_up(status: &mut RolloutRecordStatus, now: Timestamp) {
+/// Notes that a rollback that was decided on is not carried out, for this `outcome`: nothing was written, so its template
+/// is no worse than any other.
+pub fn give_up(status: &mut RolloutRecordStatus, outcome: Outcome, now: Timestamp) {
     let Some(rollback) = &mut status.rollback else { return };
-    rollback.outcome = Outcome::Superseded;
+    rollback.outcome = outcome;
     rollback.finished_at = Some(Time(second(now)));
     if let Some(from) = status.revisions.iter_mut().find(|revision| revision.template_hash == rollback.from) {
-        from.verdict = Verdict::Unknown;
-        from.since = None;
-        from.reason = None;
-        from.until = None;
+        forgive(from);
     }
 }
 
@@ -546,12 +605,15 @@ pub fn differ(old: &RolloutRecordStatus, new: &RolloutRecordStatus) -> bool {
             cause.message.clear();
             cause.evidence.clear();
         }
-        status.observed_generation = None;
-        if status.settled_at.is_some() {
+        status.deployment_observed_generation = None;
+        let settled = status.settled_at.is_some();
+        if settled {
             status.generation = None;
         }
         for condition in &mut status.conditions {
-            condition.observed_generation = None;
+            if settled && condition.status == "True" && condition.type_ == "Ready" {
+                condition.message.clear();
+            }
         }
         status
     };
@@ -573,9 +635,10 @@ pub fn second(time: Timestamp) -> Timestamp {
 pub fn restored(status: &mut RolloutRecordStatus, seen: &Seen<'_>, now: Timestamp) {
     begin(status, seen, now);
     status.generation = Some(seen.generation);
-    status.observed_generation = Some(seen.observed_generation);
+    status.deployment_observed_generation = Some(seen.observed_generation);
     if let Some(rollback) = &mut status.rollback {
         rollback.generation = Some(seen.generation);
+        rollback.restored_at = Some(Time(second(now)));
     }
 }
 

@@ -286,6 +286,9 @@ fn asked_for(event: &Event<'_>, before: &Value) -> Result<Value, Unknown> {
         }
         after
     };
+    if !after.is_object() || !matches!(after["metadata"], Value::Object(_) | Value::Null) {
+        return Err(Unknown::PatchAlone);
+    }
     after["metadata"]["uid"] = before["metadata"]["uid"].clone();
     let changed = !same_template(before, &after)
         || ["replicas", "paused"].iter().any(|field| after["spec"][field] != before["spec"][field]);

@@ -2,7 +2,7 @@
 //!
 //! Never: onto the current template, onto a Bad one, twice from one template, on a paused or deleting Deployment, for a
 //! cause that the policy excludes. The target is the newest Good revision that still has a ReplicaSet; without
-//! one in the ledger the revision that still serves; else nothing is done but said.
+//! one in the ledger, or where the ledger has missed a later one, the revision that still serves; else nothing is done but said.
 
 use std::fmt;
 
@@ -64,11 +64,13 @@ pub enum Hold {
     NoTarget,
     /// The template was rolled back from before.
     Again,
+    /// The template is the one that was found good: what is not observed is a change of something else.
+    SameTemplate,
     /// The template was put back by the guard, and is stuck as well.
     Latched,
     /// The API server refuses the rollback.
     Refused,
-    /// The cluster itself is not well, or too many rollbacks were started.
+    /// The cluster itself is not well, or as many rollbacks as allowed are in progress or were started.
     Breaker(String),
 }
 
@@ -91,6 +93,9 @@ impl fmt::Display for Hold {
             }
             Self::Excluded(kind) => write!(f, "the policy does not roll back for {}", kind.word()),
             Self::NoTarget => f.write_str("there is no good revision to return to"),
+            Self::SameTemplate => {
+                f.write_str("its template is the one that was found good, so there is nothing to roll back")
+            }
             Self::Again => f.write_str("this template was rolled back before, and came back"),
             Self::Latched => {
                 f.write_str("the revision that was put back is stuck as well; nothing more is done")
@@ -113,6 +118,7 @@ pub fn plan(
     match seen.phase {
         Phase::Deleting => return Plan::Stay(Stay::Deleting),
         Phase::Paused => return Plan::Stay(Stay::Paused),
+        _ if seen.paused => return Plan::Stay(Stay::Paused),
         Phase::Complete if status.settled_at.is_none() && seen.desired > 0 => {
             return good_at(status, policy).map_or(Plan::Stay(Stay::Settled), Plan::Wait);
         }
@@ -146,6 +152,9 @@ pub fn plan(
     }
     let cause = named(status, seen, now);
     let hold = |why| Plan::Hold(cause.clone(), why);
+    if status.settled_at.is_some() {
+        return hold(Hold::SameTemplate);
+    }
     if is_put_back(status) {
         return hold(Hold::Latched);
     }
@@ -190,7 +199,7 @@ fn manual(key: &Key, target: &Set) -> Hold {
     let (namespace, name) = (plain(&key.namespace, 63), plain(&key.name, 253));
     let revision = target.revision;
     Hold::Manual {
-        command: format!("kubectl -n {namespace} rollout undo deployment/{name} --to-revision={revision}"),
+        command: format!("kubectl rollout-guard undo {name} -n {namespace} --to {revision}"),
         revision,
     }
 }
@@ -201,13 +210,21 @@ pub fn target<'a>(status: &RolloutRecordStatus, seen: &Seen<'a>) -> Option<&'a S
     let of = |hash: &str| sets.iter().find(|set| set.template.to_string() == hash);
     let other = |set: &&Set| set.template != seen.template;
     let good = status.revisions.iter().filter(|revision| revision.verdict == Verdict::Good);
-    if let Some(set) = good.filter_map(|revision| of(&revision.template_hash)).find(other) {
-        return Some(set);
-    }
-    let bad = |set: &&Set| {
-        let known = revision(status, &set.template.to_string());
-        known.is_some_and(|revision| revision.verdict == Verdict::Bad)
-    };
+    let good = good.filter_map(|revision| of(&revision.template_hash)).find(other);
+    let known = |set: &Set| revision(status, &set.template.to_string());
+    let bad = |set: &&Set| known(set).is_some_and(|revision| revision.verdict == Verdict::Bad);
     let serving = sets.iter().filter(other).filter(|set| set.available > 0 && !bad(set));
-    serving.max_by_key(|set| (set.available, set.revision))
+    let serving = serving.max_by_key(|set| (set.available, set.revision));
+    match (good, serving) {
+        // Nobody followed it when it was rolled out, and it serves more than what was good before it.
+        (Some(good), Some(serving))
+            if known(serving).is_none()
+                && serving.revision > good.revision
+                && serving.available > good.available =>
+        {
+            Some(serving)
+        }
+        (Some(good), _) => Some(good),
+        (None, serving) => serving,
+    }
 }

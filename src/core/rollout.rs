@@ -128,6 +128,16 @@ impl<'a> Snapshot<'a> {
     }
 }
 
+/// Returns where the Deployment stands, a failure of the generation before left out. `current` is the ReplicaSet of the
+/// current template, where it has one.
+pub fn phase(snapshot: &Snapshot<'_>, current: Option<&str>) -> Phase {
+    let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current));
+    match classify(snapshot) {
+        Phase::Failed if inherited => Phase::Progressing,
+        phase => phase,
+    }
+}
+
 /// Says whether a failure that Kubernetes reports is that of the generation before: the condition stands over until
 /// there is progress, and its message names the ReplicaSet it is about. `current` is the ReplicaSet of the template
 /// of now, where it has one.

@@ -25,7 +25,7 @@ use serde_json::Value;
 use super::{
     cause::Cause,
     message::{harmless, plain},
-    rollout::{Phase, Snapshot, classify, is_inherited},
+    rollout::{Phase, Snapshot, classify, phase},
     template::TemplateHash,
 };
 use crate::api::{
@@ -393,16 +393,6 @@ impl RollbackView {
             outcome: rollback.outcome,
             current: false,
         }
-    }
-}
-
-/// Returns where the Deployment stands, a failure of the generation before left out. `current` is the ReplicaSet of the
-/// current template, where it has one.
-pub fn phase(snapshot: &Snapshot<'_>, current: Option<&str>) -> Phase {
-    let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current));
-    match classify(snapshot) {
-        Phase::Failed if inherited => Phase::Progressing,
-        phase => phase,
     }
 }
 

@@ -8,13 +8,14 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
+    complete::CompleteOnce,
     queue::Queue,
     reconcile::{Memory, Next, ReconcileError, Reconciler},
     store::{Change, Store, View},
@@ -22,15 +23,22 @@ use super::{
 use crate::{
     api::{
         policy::{CauseType, Mode},
-        record::Outcome,
+        record::{Outcome, RecordRollback},
     },
-    cluster::{Cluster, ClusterError, deployments::RawDeployment, policies::Event, records::StoredRecord},
+    cluster::{
+        Cluster, ClusterError,
+        deployments::RawDeployment,
+        health::{ControllerManagerLease, Nodes},
+        policies::Event,
+        records::StoredRecord,
+    },
     core::{
         breaker::{ControllerManager, Health, Started, Why},
         key::Key,
         lease::{BREAKER_CLOSED, Freshness, Renewal},
-        record::{AtWork, Before},
+        record::AtWork,
         rollout::Phase,
+        template::TemplateHash,
     },
     telemetry::{BreakerLabels, CauseLabels, Metrics, PolicyLabels, ReconcileLabels},
 };
@@ -48,6 +56,9 @@ const SILENT_AFTER: Duration = Duration::from_secs(20);
 /// How often everything that is not complete is looked at although nothing was heard of it: policies change, too.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 
+/// Since when a Deployment must have been written to count as one that nobody observes.
+const UNOBSERVED_FOR: SignedDuration = SignedDuration::from_secs(60);
+
 /// How often the gauges are set.
 const GAUGE_PERIOD: Duration = Duration::from_secs(2);
 
@@ -58,12 +69,14 @@ const STOPPED_PAUSE: Duration = Duration::from_secs(2);
 pub async fn lead(cluster: &Cluster, reconciler: Arc<Reconciler<Cluster>>) {
     let records = known(cluster).await;
     let now = Timestamp::now();
-    reconciler.surroundings.set_started(records.iter().filter_map(started), now);
+    let started = records.iter().filter_map(|(key, known)| known.started(key));
+    reconciler.surroundings.set_started(started, now);
     let mut leader = Leader {
         store: Store::new(),
         queue: Queue::default(),
         running: JoinSet::new(),
-        records: records.into_iter().map(|record| (of(&record), record)).collect(),
+        records,
+        complete: CompleteOnce::default(),
         synced: false,
         health: Monitor::new(),
         reconciler,
@@ -77,7 +90,8 @@ struct Leader {
     queue: Queue,
     running: JoinSet<Looked>,
     /// What the records said when the lead began; taken up by the first list.
-    records: HashMap<Key, StoredRecord>,
+    records: HashMap<Key, Known>,
+    complete: CompleteOnce,
     synced: bool,
     health: Monitor,
 }
@@ -201,6 +215,7 @@ impl Leader {
 
     fn gone(&mut self, key: &Key) {
         self.store.delete(key);
+        self.complete.forget(key);
         self.reconciler.surroundings.forget(key);
         if self.queue.follows(key) {
             self.queue.notice(key, true);
@@ -210,6 +225,11 @@ impl Leader {
     /// Takes in what has changed about a Deployment, and has it looked at where that matters.
     fn changed(&mut self, change: Change) {
         let Change { key, before, after } = change;
+        let now = Timestamp::now();
+        let was_complete = self.complete.take_in(&key, before.as_ref(), &after, now);
+        if before.as_ref().is_some_and(|before| before.observed_generation < after.observed_generation) {
+            self.reconciler.surroundings.something_is_observed(now);
+        }
         let pushed = before.as_ref().is_some_and(|before| before.template != after.template);
         let turned = before
             .as_ref()
@@ -219,14 +239,8 @@ impl Leader {
             return;
         }
         self.queue.notice(&key, pushed || turned);
-        if let Some(before) = before.filter(|before| pushed && before.phase == Phase::Complete) {
-            let now = Timestamp::now();
-            // Without replicas anything is complete: that is no evidence.
-            let since = before.complete_since.filter(|_| before.desired > 0).unwrap_or(now).min(now);
-            let complete = Before { template: before.template, complete: (since, now) };
-            if let Some(memory) = self.queue.memory(&key) {
-                memory.before = Some(complete);
-            }
+        if let Some(before) = was_complete {
+            self.queue.was_complete(&key, before);
         }
     }
 
@@ -235,13 +249,9 @@ impl Leader {
         let records = std::mem::take(&mut self.records);
         for (key, view) in self.store.iter() {
             let record = records.get(&key);
-            let unfinished = record.is_some_and(|record| {
-                let status = &record.status;
-                let in_progress =
-                    status.rollback.as_ref().is_some_and(|rollback| rollback.outcome == Outcome::InProgress);
-                status.settled_at.is_none()
-                    || in_progress
-                    || status.template_hash.as_deref() != Some(view.template.to_string().as_str())
+            let unfinished = record.is_some_and(|known| {
+                let in_progress = known.rollback.is_some_and(|(_, in_progress)| in_progress);
+                !known.settled || in_progress || known.template != Some(view.template)
             });
             if unfinished || wants_a_look(&view) {
                 self.queue.notice(&key, true);
@@ -258,11 +268,18 @@ impl Leader {
         if !self.synced {
             return;
         }
+        let (last, now) = (self.reconciler.surroundings.last_observed(), Timestamp::now());
+        let mut unobserved = 0;
         for (key, view) in self.store.iter() {
+            let waits = |written: Timestamp| {
+                last.is_none_or(|last| last < written) && now.duration_since(written) >= UNOBSERVED_FOR
+            };
+            unobserved += usize::from(view.phase == Phase::Unobserved && view.written_at.is_some_and(waits));
             if wants_a_look(&view) && !self.queue.follows(&key) {
                 self.queue.notice(&key, false);
             }
         }
+        self.reconciler.surroundings.set_unobserved(unobserved);
         self.count_guarded();
     }
 
@@ -291,6 +308,7 @@ impl Leader {
         metrics.watched.set(i64::try_from(self.store.len()).unwrap_or(i64::MAX));
         metrics.queue_depth.set(i64::try_from(self.queue.depth()).unwrap_or(i64::MAX));
         metrics.rollbacks_in_progress.set(i64::try_from(surroundings.in_progress()).unwrap_or(i64::MAX));
+        metrics.rollbacks_waiting.set(i64::try_from(surroundings.waiting()).unwrap_or(i64::MAX));
         let stuck = surroundings.stuck();
         let latched = stuck.values().filter(|stuck| stuck.latched).count();
         metrics.latched.set(i64::try_from(latched).unwrap_or(i64::MAX));
@@ -326,6 +344,7 @@ pub fn step_down(metrics: &Metrics, world: &crate::world::World) {
     metrics.watched.set(0);
     metrics.queue_depth.set(0);
     metrics.rollbacks_in_progress.set(0);
+    metrics.rollbacks_waiting.set(0);
     metrics.latched.set(0);
     metrics.stuck.clear();
     metrics.policy_stuck.clear();
@@ -347,31 +366,50 @@ fn wants_a_look(view: &View) -> bool {
     under_way || view.announced || view.hand_back_due
 }
 
+/// What a new leader must know of a record: all of them are there at once, so it is little.
+struct Known {
+    settled: bool,
+    template: Option<TemplateHash>,
+    /// When the last rollback was started, and whether it is in progress.
+    rollback: Option<(Timestamp, bool)>,
+}
+
+impl Known {
+    fn of(record: &StoredRecord) -> Self {
+        let status = &record.status;
+        let started =
+            |rollback: &RecordRollback| (rollback.started_at.0, rollback.outcome == Outcome::InProgress);
+        Self {
+            settled: status.settled_at.is_some(),
+            template: status.template_hash.as_deref().and_then(TemplateHash::parse),
+            rollback: status.rollback.as_ref().map(started),
+        }
+    }
+
+    fn started(&self, key: &Key) -> Option<Started<Key>> {
+        let (at, in_progress) = self.rollback?;
+        Some(Started { namespace: key.namespace.clone(), key: key.clone(), at, in_progress })
+    }
+}
+
 /// Lists the records, for as long as it takes.
-async fn known(cluster: &Cluster) -> Vec<StoredRecord> {
+async fn known(cluster: &Cluster) -> HashMap<Key, Known> {
     loop {
-        match cluster.list_records().await {
-            Ok(records) => return records,
+        let mut records = HashMap::new();
+        let take = |record: StoredRecord| {
+            // What somebody planted is no record.
+            if !record.owner_uid.is_empty() && record.owner_uid == record.target.uid {
+                records.insert(Key::new(&record.namespace, &record.target.name), Known::of(&record));
+            }
+        };
+        match cluster.each_record(take).await {
+            Ok(()) => return records,
             Err(error) => {
                 tracing::warn!(%error, "the records cannot be listed, tried again");
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }
     }
-}
-
-fn of(record: &StoredRecord) -> Key {
-    Key::new(&record.namespace, &record.target.name)
-}
-
-fn started(record: &StoredRecord) -> Option<Started<Key>> {
-    let rollback = record.status.rollback.as_ref()?;
-    Some(Started {
-        namespace: record.namespace.clone(),
-        key: of(record),
-        at: rollback.started_at.0,
-        in_progress: rollback.outcome == Outcome::InProgress,
-    })
 }
 
 fn ticks(period: Duration) -> tokio::time::Interval {
@@ -382,20 +420,20 @@ fn ticks(period: Duration) -> tokio::time::Interval {
 
 /// What the API server says of the cluster's health.
 struct Answer {
-    manager: Option<(String, Option<Timestamp>)>,
-    nodes: crate::cluster::health::Nodes,
+    manager: Option<ControllerManagerLease>,
+    nodes: Nodes,
 }
 
 async fn ask(cluster: &Cluster) -> Result<Answer, ClusterError> {
     let manager = cluster.controller_manager_lease().await?;
     let nodes = cluster.nodes().await?;
-    Ok(Answer { manager: manager.map(|lease| (lease.holder, lease.renew_time)), nodes })
+    Ok(Answer { manager, nodes })
 }
 
 /// Judges by what was read before.
 struct Monitor {
     origin: Instant,
-    manager: Freshness<(String, Option<Timestamp>)>,
+    manager: Freshness<ControllerManagerLease>,
     /// Since when the lease is renewed without a break, and when that was last seen.
     at_work: Option<(Timestamp, Timestamp)>,
 }
@@ -423,12 +461,18 @@ impl Monitor {
         (Health { controller_manager, nodes: nodes.count() }, at_work, nodes.not_ready)
     }
 
-    fn renewed(&mut self, value: (String, Option<Timestamp>)) -> Renewal {
+    fn renewed(&mut self, value: ControllerManagerLease) -> Renewal {
         let before = self.manager.changed_at();
+        let acquired = value.acquire_time;
         self.manager.seen(value, self.origin.elapsed());
         let now = Timestamp::now();
         if self.manager.changed_at() != before {
-            self.at_work = Some(self.at_work.map_or((now, now), |(since, _)| (since, now)));
+            // Since it took the Lease, which a process that was away takes anew: a leader that is new waits no longer for it
+            // than the one before.
+            let since = acquired.unwrap_or(now).min(now);
+            let before =
+                self.at_work.filter(|(before, _)| acquired.is_none_or(|acquired| acquired <= *before));
+            self.at_work = Some(before.map_or((since, now), |(since, _)| (since, now)));
         }
         let renewal = self.manager.renewal();
         if renewal == Renewal::Stale {

@@ -9,6 +9,7 @@
 //! One process leads, by a Lease, and it alone writes ([`election`]). All that is needed to go on where another one
 //! stopped is in the RolloutRecords.
 
+pub mod complete;
 pub mod election;
 pub mod lead;
 pub mod queue;

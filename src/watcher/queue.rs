@@ -10,10 +10,13 @@ use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::reconcile::Memory;
-use crate::core::key::Key;
+use crate::core::{key::Key, record::Before};
 
 /// The least time between two looks at one Deployment that nothing urgent calls for.
 const SPACING: Duration = Duration::from_millis(500);
+
+/// The longest time between two looks at what is followed; timers beyond two years are more than the queue can hold.
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// Deployments that are followed at the moment.
 #[derive(Debug, Default)]
@@ -27,12 +30,24 @@ pub struct Queue {
 struct Followed {
     /// None while it is looked at.
     memory: Option<Memory>,
+    /// What was complete before a push that came while it was looked at.
+    before: Option<Before>,
     timer: Option<delay_queue::Key>,
     is_ready: bool,
     /// Something happened while it was looked at.
     again: bool,
     last: Option<Instant>,
     failures: u32,
+}
+
+impl Followed {
+    /// A look is over.
+    fn remember(&mut self, mut memory: Memory) {
+        if let Some(before) = self.before.take() {
+            memory.before = Some(before);
+        }
+        self.memory = Some(memory);
+    }
 }
 
 impl Queue {
@@ -51,9 +66,13 @@ impl Queue {
         self.set(key, if urgent { Duration::ZERO } else { pause });
     }
 
-    /// Returns what is remembered of `key`; none while it is looked at, or where it is not followed.
-    pub fn memory(&mut self, key: &Key) -> Option<&mut Memory> {
-        self.followed.get_mut(key)?.memory.as_mut()
+    /// Takes in what was complete right before the template of now; nothing where `key` is not followed.
+    pub fn was_complete(&mut self, key: &Key, before: Before) {
+        let Some(followed) = self.followed.get_mut(key) else { return };
+        match &mut followed.memory {
+            Some(memory) => memory.before = Some(before),
+            None => followed.before = Some(before),
+        }
     }
 
     /// Has `key` looked at after `pause`, or before that where it is due before.
@@ -62,6 +81,7 @@ impl Queue {
         if followed.is_ready {
             return;
         }
+        let pause = pause.min(LONGEST);
         if let Some(timer) = followed.timer.take() {
             if self.timers.deadline(&timer) <= Instant::now() + pause {
                 followed.timer = Some(timer);
@@ -109,7 +129,7 @@ impl Queue {
     /// Says that a look is over, and after which pause the next is due; none: when something happens.
     pub fn looked(&mut self, key: &Key, memory: Memory, next: Option<Duration>) {
         let Some(followed) = self.followed.get_mut(key) else { return };
-        followed.memory = Some(memory);
+        followed.remember(memory);
         followed.failures = 0;
         let again = std::mem::take(&mut followed.again);
         match next {
@@ -125,7 +145,7 @@ impl Queue {
     /// failure in a row, a minute at most.
     pub fn failed(&mut self, key: &Key, memory: Memory) -> Duration {
         let Some(followed) = self.followed.get_mut(key) else { return Duration::ZERO };
-        followed.memory = Some(memory);
+        followed.remember(memory);
         followed.again = false;
         followed.failures = followed.failures.saturating_add(1);
         let doubled = Duration::from_millis(500 << (followed.failures - 1).min(7));

@@ -38,7 +38,7 @@ use crate::{
         record::{self, Before, Progress, Seen, Set, later, span},
         restore,
         rollback::{Hold, Plan, Stay, plan},
-        rollout::{Phase, Snapshot, classify, is_inherited},
+        rollout::{self, Phase, Snapshot, classify, is_inherited},
         template::TemplateHash,
     },
     notify::Notifier,
@@ -51,9 +51,6 @@ const TRIES: u32 = 8;
 
 /// What is older than this is not told again as an Event, such as after a restart.
 const TOLD_WITHIN: SignedDuration = SignedDuration::from_mins(10);
-
-/// How long a pod may be without a word on its containers before its Events are asked for.
-const QUIET_POD: SignedDuration = SignedDuration::from_secs(2);
 
 /// Between two looks at what is held: what it waits for may have changed without the Deployment saying so.
 const HELD: SignedDuration = SignedDuration::from_secs(15);
@@ -105,6 +102,11 @@ impl ReconcileError {
             Self::NotLeading | Self::Stopped(_) | Self::Restore(_) => false,
         }
     }
+
+    /// Says whether the API server refuses what was asked, and not for the moment only.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Cluster(error) if matches!(error.code(), Some(400 | 403 | 422)))
+    }
 }
 
 /// When a Deployment is to be looked at again.
@@ -128,6 +130,8 @@ pub struct Memory {
     told: HashSet<String>,
     desired: Option<i32>,
     detected: Option<String>,
+    /// Since when the API server refuses the rollback.
+    refused: Option<Timestamp>,
 }
 
 /// Looks at Deployments.
@@ -160,6 +164,13 @@ struct Found {
     sets: Vec<Set>,
     /// The ReplicaSet of the current template, by its place.
     current: Option<usize>,
+}
+
+impl Found {
+    /// Returns the name of the ReplicaSet of the current template.
+    fn current_name(&self) -> Option<&str> {
+        self.current.and_then(|at| self.sets.get(at)).map(|set| set.name.as_str())
+    }
 }
 
 impl<R: Rollouts> Reconciler<R> {
@@ -210,7 +221,7 @@ impl<R: Rollouts> Reconciler<R> {
             return Ok(Next::Idle);
         }
         let found = self.replica_sets(&look, &deployment, template).await?;
-        let phase = phase(&snapshot, &found);
+        let phase = rollout::phase(&snapshot, found.current_name());
         let settled = old.is_some_and(|old| {
             old.settled_at.is_some() && old.template_hash.as_deref() == Some(template.to_string().as_str())
         });
@@ -218,17 +229,20 @@ impl<R: Rollouts> Reconciler<R> {
         let once_complete = old.is_none()
             && memory.before.is_none()
             && phase == Phase::Progressing
+            && snapshot.updated == snapshot.replicas
             && snapshot.progressing.as_ref().is_some_and(|c| c.reason == "NewReplicaSetAvailable");
         if once_complete {
             self.surroundings.is_not_stuck(key);
             return Ok(Next::Idle);
         }
-        let cause = if settled { None } else { self.cause(&look, &snapshot, phase, &found).await? };
+        let rests = settled && phase != Phase::Unobserved;
+        let cause = if rests { None } else { self.cause(&look, &snapshot, phase, &found).await? };
         let progress = progress(memory, old, template, &deployment, &snapshot, now);
         let seen = Seen {
             generation: snapshot.generation,
             observed_generation: snapshot.observed_generation,
             phase,
+            paused: snapshot.paused,
             desired: snapshot.desired,
             template,
             images: images(&deployment["spec"]["template"]),
@@ -236,6 +250,7 @@ impl<R: Rollouts> Reconciler<R> {
             before: memory.before.clone(),
             cause,
             progress,
+            written_at: snapshot.written_at,
             progress_deadline: deadline(&deployment),
             manager: self.surroundings.manager(),
         };
@@ -258,25 +273,26 @@ impl<R: Rollouts> Reconciler<R> {
             self.add_log(&look, &seen, &mut cause.evidence).await;
             status.cause = Some(cause.clone());
         }
-        let (mut busy, mut cap) = (None, None);
+        let mut busy = None;
         let begins = status.rollback.as_ref().is_none_or(|rollback| {
             rollback.outcome != Outcome::InProgress || rollback.from != template.to_string()
         });
-        if let Plan::Restore(cause, set) = &plan {
-            match self.surroundings.start(key, now) {
+        plan = match plan {
+            Plan::Restore(cause, set) => match self.surroundings.start(key, now) {
                 Err(why) => {
                     busy = Some(Next::At(retry(&why, now)));
-                    cap = matches!(why, Busy::Hour { .. }).then(|| cause.clone());
+                    Plan::Hold(cause, Hold::Breaker(why.brief().to_owned()))
                 }
-                // Written down before anything is done.
-                Ok(()) if begins => record::intend(&mut status, &seen, set, cause, &policy, now),
-                Ok(()) => {}
-            }
-        }
-        if let Some(cause) = cap {
-            let why = "as many as allowed were started within the last hour";
-            plan = Plan::Hold(cause, Hold::Breaker(why.to_owned()));
-        }
+                Ok(()) => {
+                    // Written down before anything is done.
+                    if begins {
+                        record::intend(&mut status, &seen, &set, &cause, &policy, now);
+                    }
+                    Plan::Restore(cause, set)
+                }
+            },
+            plan => plan,
+        };
         conditions::set(&mut status, &plan, now);
         let record = match self.remember(&look, own, planted, &status).await {
             Ok(record) => record,
@@ -287,7 +303,9 @@ impl<R: Rollouts> Reconciler<R> {
                 return Err(error);
             }
         };
-        if status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
+        // What somebody has paused, or deletes, may stay so for long: it takes no slot from others.
+        let rests = snapshot.paused || snapshot.deleting;
+        if rests || status.rollback.as_ref().is_none_or(|rollback| rollback.outcome != Outcome::InProgress) {
             self.surroundings.finish(key);
         }
         let mut tellings = conditions::tellings(&status, &plan);
@@ -297,13 +315,18 @@ impl<R: Rollouts> Reconciler<R> {
             let (before, restored) = match restored {
                 Ok(both) => both,
                 Err(error) => {
-                    if status.rollback.as_ref().is_some_and(|rollback| rollback.outcome == Outcome::Failed) {
-                        self.write(&look, record, &status).await?;
+                    if error.is_refusal() {
+                        let since = *memory.refused.get_or_insert(now);
+                        if now.duration_since(since) >= REFUSED_FOR_GOOD {
+                            record::give_up(&mut status, Outcome::Failed, now);
+                            self.write(&look, record, &status).await?;
+                        }
                     }
                     self.tell(&look, &status, tellings, memory).await;
                     return Err(error);
                 }
             };
+            memory.refused = None;
             done = Plan::Wait(now);
             conditions::set(&mut status, &done, now);
             self.write(&look, record, &status).await?;
@@ -362,14 +385,18 @@ impl<R: Rollouts> Reconciler<R> {
         }
         let rollback = record.and_then(|record| record.status.rollback.as_ref());
         let template = TemplateHash::of(&deployment["spec"]["template"]).to_string();
-        let restoring = rollback
-            .is_some_and(|rollback| rollback.outcome == Outcome::InProgress && rollback.from == template);
-        if restoring {
+        let in_progress = rollback.filter(|rollback| rollback.outcome == Outcome::InProgress);
+        // Where it is paused meanwhile nothing is put back.
+        let paused = deployment["spec"]["paused"] == true;
+        if in_progress.is_some_and(|rollback| rollback.from == template) && !paused {
             return Ok(deployment);
         }
         let deployment = self.hand_back(look.key, deployment, None).await?;
+        // Put back, and killed before that was written down: since when is told by the next look.
+        let just_restored = in_progress.is_some_and(|rollback| rollback.restored_at.is_none());
         let over = rollback.is_none_or(|rollback| {
-            rollback.to != template || announced_until(rollback.started_at.0, look.policy) <= look.now
+            let ends = announced_until(rollback, look.policy);
+            rollback.to != template || !just_restored && ends <= look.now
         });
         match restore::retract(&deployment).filter(|_| over) {
             None => Ok(deployment),
@@ -406,11 +433,11 @@ impl<R: Rollouts> Reconciler<R> {
         found: &Found,
     ) -> Result<Option<Cause>, ReconcileError> {
         if !matches!(phase, Phase::Unobserved | Phase::Progressing | Phase::Failed) {
-            self.surroundings.set_failing_hosts(look.key, Vec::new());
+            self.surroundings.set_failing_images(look.key, Vec::new(), look.now);
             return Ok(None);
         }
         // What the generation before left behind explains nothing.
-        let set = found.current.and_then(|at| found.sets.get(at)).map(|set| set.name.as_str());
+        let set = found.current_name();
         let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, set));
         let own = inherited.then(|| Snapshot { progressing: None, ..snapshot.clone() });
         let snapshot = own.as_ref().unwrap_or(snapshot);
@@ -420,12 +447,12 @@ impl<R: Rollouts> Reconciler<R> {
             None => Vec::new(),
         };
         let mut events = Vec::new();
-        if let Some(quiet) = pods.iter().find(|pod| is_quiet(pod, look.now)) {
-            let told = self.rollouts.pod_events(&look.key.namespace, &quiet.name).await?;
+        // Of one pod: as all have one template, it tells of all.
+        if let Some(pod) = cause::tells_by_events(&pods, look.now) {
+            let told = self.rollouts.pod_events(&look.key.namespace, &pod.name).await?;
             events.extend(told.iter().filter_map(PodEvent::of));
         }
-        let failing = cause::failing_hosts(&pods);
-        self.surroundings.set_failing_hosts(look.key, failing);
+        self.surroundings.set_failing_images(look.key, cause::failing_images(&pods), look.now);
         let facts = raw.map(ReplicaSetFacts::of);
         let input = cause::Input {
             snapshot,
@@ -434,7 +461,7 @@ impl<R: Rollouts> Reconciler<R> {
             pods: &pods,
             events: &events,
             node_not_ready: &|node| self.surroundings.is_node_not_ready(node),
-            others_failing: &|host| self.surroundings.others_failing(look.key, host),
+            others_failing: &|host| self.surroundings.others_failing(look.key, host, look.now),
             controller_manager: self.surroundings.controller_manager(),
         };
         Ok(cause::find(&input, look.now))
@@ -480,8 +507,13 @@ impl<R: Rollouts> Reconciler<R> {
         let waits = status.rollback.as_ref().is_some_and(|rollback| {
             rollback.outcome == Outcome::InProgress && rollback.from == seen.template.to_string()
         });
-        if let (true, Plan::Hold(_, Hold::NoTarget | Hold::Manual { .. } | Hold::Off)) = (waits, plan) {
-            record::give_up(status, look.now);
+        // What is paused meanwhile is judged anew when it goes on.
+        if let (
+            true,
+            Plan::Hold(_, Hold::NoTarget | Hold::Manual { .. } | Hold::Off) | Plan::Stay(Stay::Paused),
+        ) = (waits, plan)
+        {
+            record::give_up(status, Outcome::Superseded, look.now);
         }
         if let (Plan::Hold(_, Hold::Latched), Some(rollback)) = (plan, &mut status.rollback)
             && rollback.outcome != Outcome::Failed
@@ -546,10 +578,13 @@ impl<R: Rollouts> Reconciler<R> {
         let before = record.status.rollback.as_ref().map(|rollback| rollback.outcome);
         let written = self.rollouts.write_record(&record, status).await?;
         self.metrics.records_written.inc();
-        if let Some(rollback) = &status.rollback
-            && rollback.outcome != Outcome::InProgress
-            && before == Some(Outcome::InProgress)
-        {
+        let ended = |outcome| match before {
+            Some(Outcome::InProgress) => outcome != Outcome::InProgress,
+            // It was complete for a moment only.
+            Some(Outcome::Succeeded) => outcome == Outcome::Failed,
+            _ => false,
+        };
+        if let Some(rollback) = status.rollback.as_ref().filter(|rollback| ended(rollback.outcome)) {
             let outcome = match rollback.outcome {
                 Outcome::Succeeded | Outcome::InProgress => "succeeded",
                 Outcome::Failed => "failed",
@@ -598,17 +633,15 @@ impl<R: Rollouts> Reconciler<R> {
                 Err(error) if error.code() == Some(409) => {
                     current = self.rollouts.deployment(look.key).await?.ok_or(ReconcileError::Changed)?;
                 }
-                Err(error) => {
-                    let since = status.rollback.as_ref().map_or(look.now, |rollback| rollback.started_at.0);
-                    let long = look.now.duration_since(since) >= REFUSED_FOR_GOOD;
-                    if let (true, Some(400 | 403 | 422), Some(rollback)) =
-                        (long, error.code(), &mut status.rollback)
-                    {
-                        rollback.outcome = Outcome::Failed;
-                        rollback.finished_at = Some(k8s_time(look.now));
-                    }
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
+            }
+            // It takes a while where the API server is slow: what the policy says now counts.
+            let policy = self.policy(look.key, &current);
+            if policy.is_none_or(|policy| {
+                policy.mode != Mode::Enforce || policy.rollback.mode != RollbackMode::Automatic
+            }) && TemplateHash::of(&current["spec"]["template"]) != set.template
+            {
+                return Err(ReconcileError::Changed);
             }
             if text(&current["metadata"]["uid"]) != look.uid {
                 return Err(ReconcileError::Changed);
@@ -742,7 +775,7 @@ impl<R: Rollouts> Reconciler<R> {
         let rollback = status.rollback.as_ref();
         let announced = rollback
             .filter(|rollback| Some(&rollback.to) == status.template_hash.as_ref())
-            .map(|rollback| announced_until(rollback.started_at.0, look.policy))
+            .map(|rollback| announced_until(rollback, look.policy))
             .filter(|until| *until > look.now && restore::retract(deployment).is_some());
         let due = match plan {
             Plan::Stay(Stay::UnderWay) | Plan::Hold(..) => Some(HELD),
@@ -793,14 +826,6 @@ fn span_of<'a>(
     }
 }
 
-/// Where it stands, a failure of the generation before left out.
-fn phase(snapshot: &Snapshot<'_>, found: &Found) -> Phase {
-    let phase = classify(snapshot);
-    let current = found.current.and_then(|at| found.sets.get(at)).map(|set| set.name.as_str());
-    let inherited = snapshot.progressing.as_ref().is_some_and(|c| is_inherited(c, current));
-    if phase == Phase::Failed && inherited { Phase::Progressing } else { phase }
-}
-
 /// The best that the rollout has come to. What was not seen to begin began when the object was last written, and got on
 /// last when Kubernetes says so. Before it is observed the counts are those of another template.
 fn progress(
@@ -819,13 +844,18 @@ fn progress(
     // Nothing is expected of a rollout that is paused or has no replicas, and one that is scaled has another way to go.
     let scaled = memory.desired.replace(snapshot.desired).is_some_and(|desired| desired != snapshot.desired);
     if snapshot.paused || snapshot.desired == 0 || scaled {
-        let progress = Progress { best: (snapshot.updated, available), at: now };
+        let mut progress = Progress::begun(snapshot.updated, available, now);
+        if let Some((_, _, before)) = memory.progress.filter(|(of, ..)| *of == template) {
+            // None of this makes those run that fail.
+            progress.available_at = before.available_at;
+            progress.best.1 = progress.best.1.max(before.best.1);
+        }
         memory.progress = Some((template, observed, progress));
         return progress;
     }
     let (observed, progress) = match memory.progress {
         Some((of, before, progress)) if of == template && (before || !observed) => (before, progress),
-        Some((of, ..)) if of == template => (true, Progress { best: (0, 0), at: now }),
+        Some((of, ..)) if of == template => (true, Progress::begun(0, 0, now)),
         _ => {
             let hash = template.to_string();
             let known = old.filter(|old| old.template_hash.as_deref() == Some(hash.as_str()));
@@ -836,7 +866,7 @@ fn progress(
             let start = begun.or(written).unwrap_or(now).min(now);
             let got_on = snapshot.progressing.as_ref().and_then(|c| c.updated_at).filter(|_| observed);
             let at = got_on.map_or(start, |at| at.clamp(start, now));
-            (observed, Progress { best: (snapshot.updated, available), at })
+            (observed, Progress { available_at: start, ..Progress::begun(snapshot.updated, available, at) })
         }
     };
     let progress = if observed { progress.with(snapshot.updated, available, now) } else { progress };
@@ -847,26 +877,6 @@ fn progress(
 fn deadline(deployment: &Value) -> Option<SignedDuration> {
     let seconds = deployment["spec"]["progressDeadlineSeconds"].as_i64()?;
     (seconds < NO_DEADLINE).then(|| SignedDuration::from_secs(seconds))
-}
-
-fn is_quiet(pod: &PodFacts, now: Timestamp) -> bool {
-    let reported = |container: &cause::ContainerFacts| {
-        container.running_since.is_some()
-            || container.terminated.is_some()
-            || container.last_terminated.is_some()
-    };
-    let creating = |container: &cause::ContainerFacts| {
-        container
-            .waiting
-            .as_ref()
-            .is_none_or(|said| matches!(said.reason.as_str(), "ContainerCreating" | "PodInitializing" | ""))
-    };
-    let old_enough = pod.created_at.is_some_and(|created| now.duration_since(created) >= QUIET_POD);
-    !pod.deleting
-        && old_enough
-        && pod.node.is_some()
-        && !pod.containers.iter().any(reported)
-        && pod.containers.iter().all(creating)
 }
 
 fn set(raw: &Value) -> Set {
@@ -889,8 +899,8 @@ fn images(template: &Value) -> Vec<String> {
     images.filter(|image| seen.insert(*image)).map(str::to_owned).take(16).collect()
 }
 
-fn announced_until(started: Timestamp, policy: &Policy) -> Timestamp {
-    later(started, span(policy.rollback.announce_for)).unwrap_or(Timestamp::MAX)
+fn announced_until(rollback: &RecordRollback, policy: &Policy) -> Timestamp {
+    later(rollback.carried_out_at(), span(policy.rollback.announce_for)).unwrap_or(Timestamp::MAX)
 }
 
 fn retry(busy: &Busy, now: Timestamp) -> Timestamp {

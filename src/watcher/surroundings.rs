@@ -5,17 +5,23 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     api::policy::CauseType,
     core::{
         breaker::{Breaker, Busy, ControllerManager, Health, Limits, Started, Why},
-        cause::Liveness,
+        cause::{Liveness, host_of},
         key::Key,
         record::AtWork,
     },
 };
+
+/// So many Deployments that wait to be observed while no other is are no accident of one.
+const NOBODY_OBSERVES: usize = 2;
+
+/// Within which time images of one host must begin to fail to be the host's trouble.
+const AT_ONCE: SignedDuration = SignedDuration::from_mins(10);
 
 /// The cluster around a Deployment.
 #[derive(Debug)]
@@ -27,9 +33,15 @@ struct Inner {
     controller_manager: ControllerManager,
     manager: Option<AtWork>,
     nodes_not_ready: BTreeSet<String>,
-    /// From which hosts each Deployment fails to pull.
-    failing_hosts: HashMap<Key, Vec<String>>,
+    /// When any generation of any Deployment was last seen to be observed.
+    observed_at: Option<Timestamp>,
+    /// How many Deployments were written since then and wait to be observed for long.
+    unobserved: usize,
+    /// Which images each Deployment fails to pull, and since when, where that may be the registry's doing.
+    failing_images: HashMap<Key, Vec<(String, Timestamp)>>,
     stuck: BTreeMap<Key, Stuck>,
+    /// Those whose rollback waits for its turn.
+    waiting: BTreeSet<Key>,
 }
 
 /// A Deployment that is stuck.
@@ -51,8 +63,11 @@ impl Surroundings {
             controller_manager: ControllerManager::Unsettled,
             manager: Some(AtWork::No),
             nodes_not_ready: BTreeSet::new(),
-            failing_hosts: HashMap::new(),
+            observed_at: None,
+            unobserved: 0,
+            failing_images: HashMap::new(),
             stuck: BTreeMap::new(),
+            waiting: BTreeSet::new(),
         }))
     }
 
@@ -86,13 +101,33 @@ impl Surroundings {
         self.lock().breaker.restore_from(started, now);
     }
 
-    /// Says whether kube-controller-manager is at work.
+    /// Says whether kube-controller-manager is at work. Where its Lease does not tell, it is silent while several Deployments
+    /// wait to be observed and no other was since they were written.
     pub fn controller_manager(&self) -> Liveness {
-        match self.lock().controller_manager {
+        let inner = self.lock();
+        match inner.controller_manager {
             ControllerManager::Alive => Liveness::Alive,
             ControllerManager::Stale => Liveness::Silent,
+            ControllerManager::Untold if inner.unobserved >= NOBODY_OBSERVES => Liveness::Silent,
             ControllerManager::Unsettled | ControllerManager::Untold => Liveness::Unknown,
         }
+    }
+
+    /// Takes in that a generation of some Deployment is observed.
+    pub fn something_is_observed(&self, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.observed_at = Some(now);
+        inner.unobserved = 0;
+    }
+
+    /// Returns when a generation was last seen to be observed.
+    pub fn last_observed(&self) -> Option<Timestamp> {
+        self.lock().observed_at
+    }
+
+    /// Takes in how many Deployments were written since then and wait to be observed for long.
+    pub fn set_unobserved(&self, count: usize) {
+        self.lock().unobserved = count;
     }
 
     /// Returns how kube-controller-manager was seen to be at work; none where that cannot be told.
@@ -105,21 +140,31 @@ impl Surroundings {
         self.lock().nodes_not_ready.contains(node)
     }
 
-    /// Takes in from which hosts a Deployment fails to pull.
-    pub fn set_failing_hosts(&self, key: &Key, hosts: Vec<String>) {
+    /// Takes in which images a Deployment fails to pull, where that may be the registry's doing.
+    pub fn set_failing_images(&self, key: &Key, images: Vec<String>, now: Timestamp) {
         let mut inner = self.lock();
-        if hosts.is_empty() {
-            inner.failing_hosts.remove(key);
-        } else {
-            inner.failing_hosts.insert(key.clone(), hosts);
+        let before = inner.failing_images.remove(key).unwrap_or_default();
+        if images.is_empty() {
+            return;
         }
+        let since =
+            |image: &String| before.iter().find(|(known, _)| known == image).map_or(now, |(_, at)| *at);
+        let images = images.into_iter().map(|image| (image.clone(), since(&image))).collect();
+        inner.failing_images.insert(key.clone(), images);
     }
 
-    /// Returns how many Deployments other than `key` fail to pull from `host`.
-    pub fn others_failing(&self, key: &Key, host: &str) -> usize {
+    /// Returns how many images of `host`, other than those of `key`, other Deployments began to fail to pull lately. One
+    /// image that many ask for says nothing about its host, and neither does what has failed for long.
+    pub fn others_failing(&self, key: &Key, host: &str, now: Timestamp) -> usize {
         let inner = self.lock();
-        let fails = |hosts: &Vec<String>| hosts.iter().any(|failing| failing == host);
-        inner.failing_hosts.iter().filter(|(other, hosts)| *other != key && fails(hosts)).count()
+        let own = inner.failing_images.get(key).map(Vec::as_slice).unwrap_or_default();
+        let others =
+            inner.failing_images.iter().filter(|(other, _)| *other != key).flat_map(|(_, images)| images);
+        let lately = others.filter(|(_, since)| now.duration_since(*since) <= AT_ONCE);
+        let of_the_host = lately.map(|(image, _)| image).filter(|image| host_of(image) == host);
+        let others: BTreeSet<&String> =
+            of_the_host.filter(|image| !own.iter().any(|(own, _)| own == *image)).collect();
+        others.len()
     }
 
     /// Takes in that a Deployment is stuck, since when, and why.
@@ -134,6 +179,7 @@ impl Surroundings {
         let mut inner = self.lock();
         inner.breaker.forget(key);
         inner.stuck.remove(key);
+        inner.waiting.remove(key);
     }
 
     /// Takes in that a Deployment is gone, or nobody's to guard.
@@ -142,7 +188,8 @@ impl Surroundings {
         inner.breaker.forget(key);
         inner.breaker.finish(key);
         inner.stuck.remove(key);
-        inner.failing_hosts.remove(key);
+        inner.waiting.remove(key);
+        inner.failing_images.remove(key);
     }
 
     /// Takes a slot for a rollback; one that is in progress keeps the slot that it has.
@@ -150,10 +197,22 @@ impl Surroundings {
     /// # Errors
     /// The breaker is open, or a cap is reached.
     pub fn start(&self, key: &Key, now: Timestamp) -> Result<(), Busy> {
-        match self.lock().breaker.start(&key.namespace, key.clone(), now) {
-            Err(Busy::Deployment) => Ok(()),
-            other => other,
+        let mut inner = self.lock();
+        match inner.breaker.start(&key.namespace, key.clone(), now) {
+            Ok(()) | Err(Busy::Deployment) => {
+                inner.waiting.remove(key);
+                Ok(())
+            }
+            Err(busy) => {
+                inner.waiting.insert(key.clone());
+                Err(busy)
+            }
         }
+    }
+
+    /// Returns how many rollbacks wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
     }
 
     /// Gives the slot back: the outcome is known.
@@ -179,5 +238,80 @@ impl Surroundings {
     /// Returns what is stuck now.
     pub fn stuck(&self) -> BTreeMap<Key, Stuck> {
         self.lock().stuck.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::breaker::NodeCount;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("in range")
+    }
+
+    fn key(name: &str) -> Key {
+        Key::new("shop", name)
+    }
+
+    #[test]
+    fn many_images_of_one_host_at_once_are_its_trouble_and_one_image_of_many_is_not() {
+        let around = Surroundings::new(Limits::default());
+        let fails = |name: &str, image: &str, now| {
+            around.set_failing_images(&key(name), vec![image.to_owned()], at(now));
+        };
+        // One release of several parts, of which none is there.
+        for name in ["a", "b", "c"] {
+            fails(name, "registry.example/typo:1", 0);
+        }
+        assert_eq!(around.others_failing(&key("a"), "registry.example", at(0)), 0);
+        fails("d", "registry.example/other:1", 0);
+        fails("e", "registry.example/third:1", 0);
+        fails("f", "elsewhere.example/fourth:1", 0);
+        assert_eq!(around.others_failing(&key("a"), "registry.example", at(0)), 2);
+        assert_eq!(around.others_failing(&key("d"), "registry.example", at(0)), 2);
+        // What has failed for long, and goes on failing, says nothing about what begins to fail now.
+        fails("d", "registry.example/other:1", 900);
+        fails("new", "registry.example/new:1", 900);
+        assert_eq!(around.others_failing(&key("new"), "registry.example", at(900)), 0);
+        around.set_failing_images(&key("e"), Vec::new(), at(900));
+        around.forget(&key("d"));
+        assert_eq!(around.others_failing(&key("a"), "registry.example", at(600)), 1);
+    }
+
+    #[test]
+    fn where_no_lease_tells_it_kube_controller_manager_is_silent_when_nothing_is_observed_anywhere() {
+        let around = Surroundings::new(Limits::default());
+        let health =
+            |controller_manager| Health { controller_manager, nodes: NodeCount { ready: 1, total: 1 } };
+        around.set_health(health(ControllerManager::Untold), None, BTreeSet::new(), at(0));
+        assert_eq!(around.controller_manager(), Liveness::Unknown);
+        around.set_unobserved(1);
+        assert_eq!(around.controller_manager(), Liveness::Unknown, "one may be stuck by itself");
+        around.set_unobserved(2);
+        assert_eq!(around.controller_manager(), Liveness::Silent);
+        around.something_is_observed(at(1));
+        assert_eq!(around.controller_manager(), Liveness::Unknown);
+        around.set_unobserved(2);
+        around.set_health(health(ControllerManager::Alive), None, BTreeSet::new(), at(2));
+        assert_eq!(around.controller_manager(), Liveness::Alive, "its Lease says more");
+    }
+
+    #[test]
+    fn a_rollback_that_waits_for_its_turn_is_counted_until_it_has_it() {
+        let around = Surroundings::new(Limits::default());
+        let health =
+            Health { controller_manager: ControllerManager::Alive, nodes: NodeCount { ready: 1, total: 1 } };
+        around.set_health(health, None, BTreeSet::new(), at(0));
+        assert_eq!(around.start(&key("a"), at(0)), Ok(()));
+        assert_eq!(around.start(&key("a"), at(0)), Ok(()), "it has its slot");
+        assert_eq!(around.start(&key("b"), at(0)), Err(Busy::Namespace));
+        assert_eq!((around.in_progress(), around.waiting()), (1, 1));
+        around.finish(&key("a"));
+        assert_eq!(around.start(&key("b"), at(0)), Ok(()));
+        assert_eq!((around.in_progress(), around.waiting()), (1, 0));
+        assert_eq!(around.start(&key("c"), at(0)), Err(Busy::Namespace));
+        around.is_not_stuck(&key("c"));
+        assert_eq!(around.waiting(), 0);
     }
 }

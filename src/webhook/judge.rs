@@ -145,15 +145,17 @@ impl Judge {
             // The table refuses nothing without a policy.
             (Verdict::Refuse(_), None) => Outcome::allow(Allowed::NotGuarded, None),
         };
-        // Also where no policy applies any more: what stands there is the guard's own, and fails a good push.
-        if response.allowed && change.template_changed && old.announces_rollback() {
+        // Also where no policy applies any more: what stands there is the guard's own, and fails a good push. A push of what was put
+        // back changes nothing of the template, and maybe nothing at all: Helm's own rollback, a revert.
+        let pushes = || change.template_changed || old.template_is_of(&request.field_manager());
+        if response.allowed && old.announces_rollback() && pushes() {
             self.retract(&change, old.uid()).await;
         }
         self.record(request, &outcome, caller, started.elapsed());
         Ok((response, Some(outcome)))
     }
 
-    /// Takes the announcement of a rollback away before the new template is stored, so that whoever waits for it never
+    /// Takes the announcement of a rollback away before the push is stored, so that whoever waits for it never
     /// sees both. It denies nothing: at worst the push is told as failed, as the one before.
     ///
     /// A status that was written makes the API server run a PATCH again, admission included; then nothing stands there.

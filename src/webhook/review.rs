@@ -127,6 +127,16 @@ pub struct Request<'a, O = Deployment<'a>> {
     old_object: Option<O>,
     #[serde(default)]
     dry_run: Option<bool>,
+    /// Read only where it is asked for.
+    #[serde(borrow, default)]
+    options: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Options<'a> {
+    #[serde(borrow)]
+    field_manager: Text<'a>,
 }
 
 fn none<O>() -> Option<O> {
@@ -199,6 +209,7 @@ impl<'a> Request<'a, &'a RawValue> {
             object: read(self.object)?,
             old_object: read(self.old_object)?,
             dry_run: self.dry_run,
+            options: self.options,
         })
     }
 }
@@ -219,6 +230,12 @@ impl<'a, O> Request<'a, O> {
     /// Says whether nothing will be written.
     pub fn dry_run(&self) -> bool {
         self.dry_run.unwrap_or_default()
+    }
+
+    /// Returns under which name the client writes; empty where it says none.
+    pub fn field_manager(&self) -> Cow<'a, str> {
+        let options = self.options.map(|options| serde_json::from_str::<Options<'a>>(options.get()));
+        options.and_then(Result::ok).unwrap_or_default().field_manager.0
     }
 
     /// Returns the name of the user.
@@ -312,11 +329,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for GuardAnnotations<'a> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ManagedFields<'a> {
+    #[serde(borrow, default)]
+    manager: Option<Text<'a>>,
     #[serde(borrow, default)]
     time: Option<Text<'a>>,
     #[serde(borrow, default)]
     subresource: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    fields_v1: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default)]
@@ -497,6 +519,17 @@ impl<'a> Deployment<'a> {
                 && condition.reason.0 == ANNOUNCED_REASON
                 && condition.status.0 == "True"
         })
+    }
+
+    /// Says whether `manager` owns anything of the containers: who does and writes, pushes, even if nothing changes by it.
+    pub fn template_is_of(&self, manager: &str) -> bool {
+        let entries = self.metadata.managed_fields.iter().flatten();
+        let mut of_manager = entries.filter(|entry| {
+            entry.manager.as_ref().is_some_and(|name| name.0 == manager)
+                && entry.subresource.as_ref().is_none_or(|subresource| subresource.0.is_empty())
+        });
+        of_manager
+            .any(|entry| entry.fields_v1.is_some_and(|fields| fields.get().contains("\"f:containers\"")))
     }
 
     /// Returns what the mutating webhook looks at.

@@ -285,7 +285,7 @@ impl State {
         let became = status.phase == Some(RecordPhase::Complete) && old.status.phase != status.phase;
         if became {
             let generation = status.generation.unwrap_or_default();
-            if status.observed_generation.unwrap_or_default() < generation {
+            if status.deployment_observed_generation.unwrap_or_default() < generation {
                 wrong.push(format!("{key}: Complete in the record while unobserved"));
             }
             if !truth.complete_generations.contains(&generation) {

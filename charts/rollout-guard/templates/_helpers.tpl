@@ -139,3 +139,8 @@ annotations:
 {{- fail "certManager.issuerRef needs a name; leave issuerRef empty for a self-signed CA of the release's own" }}
 {{- end }}
 {{- end }}
+
+{{/* CEL: whether the announcement of a rollback stands on the Deployment's status. */}}
+{{- define "rollout-guard.announced" -}}
+(has(oldObject.status) && has(oldObject.status.conditions) && oldObject.status.conditions.exists(c, c.type == "Stalled" && has(c.reason) && c.reason == "RolledBack"))
+{{- end }}

@@ -5,7 +5,7 @@ use textwrap::{Options, WordSplitter, wrap};
 
 use crate::{
     api::record::RecordPhase,
-    commands::output::{Line, Screen, Tone, age, ago, outcome_words, phase_tone, phase_word, pod_tone},
+    commands::output::{Line, Screen, Tone, age, ago, outcome_words, phase_tone, pod_tone},
     core::{
         diagnosis::{
             CauseLine, ConditionLine, Configuration, ContainerLine, Diagnosis, EventLine, Finding,
@@ -80,17 +80,13 @@ impl Page<'_> {
         let Diagnosis { namespace, name, status, .. } = diagnosis;
         let since = status.since.map(|since| format!("since {}", age(self.now.duration_since(since))));
         let line = Line::new(format!("deployment/{name} in namespace {namespace}"), Tone::Strong)
-            .gap(phase_word(status.phase), phase_tone(status.phase))
+            .gap(status.phase.word(), phase_tone(status.phase))
             .gap(since.unwrap_or_default(), Tone::Dim);
         self.line(&line);
     }
 
     fn status(&mut self, status: &Status) {
-        self.say(
-            INDENT,
-            &format!("{}: {}", phase_word(status.phase), status.summary),
-            phase_tone(status.phase),
-        );
+        self.say(INDENT, &format!("{}: {}", status.phase.word(), status.summary), phase_tone(status.phase));
         let replicas = &status.replicas;
         let counts = format!(
             "replicas: {} desired, {} there, {} updated, {} ready, {} available",

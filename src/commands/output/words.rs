@@ -6,18 +6,6 @@ use crate::{
     core::view::{DeploymentView, PodView, RevisionView},
 };
 
-/// Returns the word for a phase, as records have it.
-pub const fn phase_word(phase: RecordPhase) -> &'static str {
-    match phase {
-        RecordPhase::Unobserved => "Unobserved",
-        RecordPhase::Progressing => "Progressing",
-        RecordPhase::Complete => "Complete",
-        RecordPhase::Failed => "Failed",
-        RecordPhase::Paused => "Paused",
-        RecordPhase::Deleting => "Deleting",
-    }
-}
-
 /// Returns the colour of a phase.
 pub const fn phase_tone(phase: RecordPhase) -> Tone {
     match phase {
@@ -25,15 +13,6 @@ pub const fn phase_tone(phase: RecordPhase) -> Tone {
         RecordPhase::Unobserved | RecordPhase::Progressing => Tone::Warn,
         RecordPhase::Failed => Tone::Bad,
         RecordPhase::Paused | RecordPhase::Deleting => Tone::Dim,
-    }
-}
-
-/// Returns the word for a verdict.
-pub const fn verdict_word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Good => "Good",
-        Verdict::Bad => "Bad",
-        Verdict::Unknown => "Unknown",
     }
 }
 
@@ -50,7 +29,7 @@ pub const fn verdict_tone(verdict: Option<Verdict>) -> Tone {
 pub fn verdict_of(revision: &RevisionView) -> String {
     match (revision.verdict, revision.reason) {
         (Some(Verdict::Bad), Some(reason)) => format!("Bad ({})", reason.word()),
-        (Some(verdict @ (Verdict::Good | Verdict::Bad)), _) => verdict_word(verdict).to_owned(),
+        (Some(verdict @ (Verdict::Good | Verdict::Bad)), _) => verdict.word().to_owned(),
         (Some(Verdict::Unknown) | None, _) => String::new(),
     }
 }

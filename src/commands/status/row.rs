@@ -3,9 +3,8 @@
 use jiff::Timestamp;
 
 use crate::{
-    commands::output::{
-        Cell, Screen, Table, Tone, ago, cause_word, phase_tone, phase_word, verdict_tone, verdict_word,
-    },
+    api::record::Verdict,
+    commands::output::{Cell, Screen, Table, Tone, ago, cause_word, phase_tone, verdict_tone},
     core::view::DeploymentView,
 };
 
@@ -38,7 +37,7 @@ impl Rows {
 
     /// Adds a Deployment.
     pub fn push(&mut self, view: &DeploymentView, now: Timestamp) {
-        let phase = Cell::toned(phase_word(view.phase), phase_tone(view.phase));
+        let phase = Cell::toned(view.phase.word(), phase_tone(view.phase));
         self.add(view, phase, now);
     }
 
@@ -65,7 +64,7 @@ impl Rows {
             Cell::toned(view.observed_generation.to_string(), if behind { Tone::Warn } else { Tone::Plain }),
             format!("{}/{}", view.ready, view.desired).into(),
             view.updated.to_string().into(),
-            Cell::toned(view.verdict.map_or("", verdict_word), verdict_tone(view.verdict)),
+            Cell::toned(view.verdict.map_or("", Verdict::word), verdict_tone(view.verdict)),
             ago(view.since, now).into(),
         ]);
         if self.wide {

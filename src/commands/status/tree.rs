@@ -3,12 +3,12 @@
 use jiff::Timestamp;
 
 use crate::{
-    api::record::Verdict,
+    api::record::{RecordPhase, Verdict},
     commands::{
         look::Look,
         output::{
-            Line, Screen, Tone, ago, display_width, outcome_words, phase_tone, phase_word, pod_tone,
-            verdict_of, verdict_tone, wrapped,
+            Line, Screen, Tone, ago, display_width, outcome_words, phase_tone, pod_tone, verdict_of,
+            verdict_tone, wrapped,
         },
     },
     core::view::{DeploymentView, PodView, RevisionView, RollbackView},
@@ -63,11 +63,11 @@ impl Tree<'_> {
         };
         let behind = view.observed_generation < view.generation;
         Line::new(format!("Deployment {}/{}", view.namespace, view.name), Tone::Strong)
-            .gap(phase_word(view.phase), phase_tone(view.phase))
+            .gap(view.phase.word(), phase_tone(view.phase))
             .then(since.map(|since| format!(" {since}")).unwrap_or_default(), Tone::Plain)
             .gap(observed, if behind { Tone::Warn } else { Tone::Plain })
             .gap(format!("{}/{} ready, {} updated", view.ready, view.desired, view.updated), Tone::Plain)
-            .gap(if view.paused && phase_word(view.phase) != "Paused" { "paused" } else { "" }, Tone::Warn)
+            .gap(if view.paused && view.phase != RecordPhase::Paused { "paused" } else { "" }, Tone::Warn)
     }
 
     fn cause(&self) -> Vec<Line> {

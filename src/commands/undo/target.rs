@@ -111,13 +111,15 @@ fn best(look: &Look) -> Result<&RevisionView, String> {
         observed_generation: snapshot.observed_generation,
         // Neither it nor what follows has a say in the choice.
         phase: Phase::Failed,
+        paused: snapshot.paused,
         desired: snapshot.desired,
         template: TemplateHash::of(&look.deployment["spec"]["template"]),
         images: view.images.clone(),
         replica_sets: Some(&sets),
         before: None,
         cause: None,
-        progress: Progress { best: (0, 0), at: jiff::Timestamp::UNIX_EPOCH },
+        progress: Progress::begun(0, 0, jiff::Timestamp::UNIX_EPOCH),
+        written_at: None,
         progress_deadline: None,
         manager: None,
     };

@@ -14,7 +14,7 @@ use super::{
     facts::{ContainerFacts, PodEvent, PodFacts, Said, Scheduled, Terminated},
     image::{Pull, error, host_of, is_pull, pull},
 };
-use crate::api::policy::CauseType;
+use crate::{api::policy::CauseType, core::rollout::Phase};
 
 /// How long a container must run after a restart until the crash before is not held against it.
 const STEADY: SignedDuration = SignedDuration::from_secs(30);
@@ -25,11 +25,14 @@ const SLOWEST_LOOP: SignedDuration = SignedDuration::from_mins(15);
 /// How long the scheduler, the kubelet and the network of a node may take before they are suspected.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
+/// The same once the progress deadline has passed, which may be shorter.
+const PATIENCE_AT_THE_END: SignedDuration = SignedDuration::from_secs(5);
+
 /// How old an event may be. One that repeats is sent each five minutes at least: `EventSourceObjectSpamFilter` of
 /// client-go.
 const EVENT_AGE: SignedDuration = SignedDuration::from_mins(10);
 
-/// How many other Deployments must fail at a host until it is the host's trouble.
+/// How many other images of a host must fail until it is the host's trouble.
 const MANY: usize = 2;
 
 /// What comes first where as many pods show it.
@@ -95,7 +98,7 @@ impl Finding {
 
 /// Returns the trouble of a pod that its ReplicaSet counts.
 pub(super) fn of_active(pod: &PodFacts, input: &Input<'_>, now: Timestamp) -> Option<Finding> {
-    let Some(node) = pod.node.as_deref() else { return unscheduled(pod, now) };
+    let Some(node) = pod.node.as_deref() else { return unscheduled(pod, input, now) };
     // `NodeUnreachablePodReason` of `pkg/util/node`.
     if pod.reason.as_deref() == Some("NodeLost") {
         return Some(Finding::node(format!("node {node} is lost"), "NodeLost".to_owned()));
@@ -146,18 +149,50 @@ pub(super) fn of_failed(pod: &PodFacts) -> Option<Finding> {
     }
 }
 
-/// Returns the hosts that the pod fails to pull from, unless it is for a reason of the image alone.
-pub(super) fn hosts(pod: &PodFacts) -> impl Iterator<Item = String> {
+/// Returns the images that the pod fails to pull, unless it is for a reason of the image alone.
+pub(super) fn failing_images(pod: &PodFacts) -> impl Iterator<Item = &str> {
     pod.containers.iter().filter_map(|container| {
         let waiting = container.waiting.as_ref().filter(|waiting| is_pull(&waiting.reason))?;
         match pull(&waiting.reason, &waiting.message, &container.image) {
             Pull::Image(_) | Pull::Node(_) => None,
-            Pull::Unauthorised | Pull::Registry(_) | Pull::Undecided => Some(host_of(&container.image)),
+            Pull::Unauthorised | Pull::Registry(_) | Pull::Undecided => Some(container.image.as_str()),
         }
     })
 }
 
-fn unscheduled(pod: &PodFacts, now: Timestamp) -> Option<Finding> {
+/// How long a pod may be without a word on its containers before its Events are asked for.
+const QUIET_FOR: SignedDuration = SignedDuration::from_secs(2);
+
+/// How long a pod whose containers say something may be without being ready before its Events are asked for.
+const UNREADY_FOR: SignedDuration = SignedDuration::from_secs(10);
+
+/// Returns how much the Events of a pod would tell, least first; none where they would tell nothing that it does not say.
+pub(super) fn wants_events(pod: &PodFacts, now: Timestamp) -> Option<u8> {
+    if pod.deleting || pod.node.is_none() || !pod.active() {
+        return None;
+    }
+    let reported =
+        |container: &ContainerFacts| container.running_since.is_some() || container.last_end().is_some();
+    let creating = |said: &Said| matches!(said.reason.as_str(), "ContainerCreating" | "PodInitializing" | "");
+    let is_creating = |container: &ContainerFacts| container.waiting.as_ref().is_none_or(creating);
+    if !pod.containers.iter().any(reported) && pod.containers.iter().all(is_creating) {
+        return older(pod, QUIET_FOR, now).then_some(0);
+    }
+    let undecided = |container: &ContainerFacts| {
+        let waiting = container.waiting.as_ref().filter(|waiting| is_pull(&waiting.reason));
+        waiting.is_some_and(|said| pull(&said.reason, &said.message, &container.image) == Pull::Undecided)
+    };
+    if pod.containers.iter().any(undecided) {
+        return older(pod, QUIET_FOR, now).then_some(1);
+    }
+    // Which probe has killed it, what its probes answer.
+    let unready = |container: &ContainerFacts| {
+        reported(container) && !container.ready && (!container.init || container.sidecar)
+    };
+    (pod.containers.iter().any(unready) && older(pod, UNREADY_FOR, now)).then_some(2)
+}
+
+fn unscheduled(pod: &PodFacts, input: &Input<'_>, now: Timestamp) -> Option<Finding> {
     match &pod.scheduled {
         Some(Scheduled::No(Said { reason, message })) => {
             let words = if reason == "SchedulingGated" {
@@ -171,7 +206,7 @@ fn unscheduled(pod: &PodFacts, now: Timestamp) -> Option<Finding> {
             Some(Finding::new(Rank::Unscheduled, CauseType::Capacity, words, said))
         }
         // Nobody has looked at it.
-        None if older(pod, PATIENCE, now) => Some(Finding::new(
+        None if older(pod, patience(input), now) => Some(Finding::new(
             Rank::ControlPlane,
             CauseType::ControlPlane,
             "no scheduler has looked at the pods".to_owned(),
@@ -441,7 +476,7 @@ fn not_created(pod: &PodFacts, input: &Input<'_>, now: Timestamp) -> Option<Find
         let said = format!("event FailedMount: {}", event.message);
         return Some(Finding::configuration(words, said).early(true));
     }
-    if !older(pod, PATIENCE, now) {
+    if !older(pod, patience(input), now) {
         return None;
     }
     let last = |reason| own(reason).filter(holds).max_by_key(|event| (event.last_at, event.message.as_str()));
@@ -483,6 +518,10 @@ fn events<'a>(
 ) -> impl Iterator<Item = &'a PodEvent> + use<'a> {
     let recent = move |at: Timestamp| now.duration_since(at) <= EVENT_AGE;
     input.events.iter().filter(move |event| event.reason == reason && event.last_at.is_none_or(recent))
+}
+
+fn patience(input: &Input<'_>) -> SignedDuration {
+    if input.phase == Phase::Failed { PATIENCE_AT_THE_END } else { PATIENCE }
 }
 
 fn older(pod: &PodFacts, than: SignedDuration, now: Timestamp) -> bool {

@@ -76,7 +76,7 @@ pub struct Input<'a> {
     pub events: &'a [PodEvent],
     /// Whether a node is known to be not ready.
     pub node_not_ready: &'a dyn Fn(&str) -> bool,
-    /// How many other Deployments fail right now to pull from a registry's host.
+    /// How many other images of a registry's host other Deployments fail to pull right now.
     pub others_failing: &'a dyn Fn(&str) -> usize,
     /// Whether kube-controller-manager is at work.
     pub controller_manager: Liveness,
@@ -156,14 +156,21 @@ pub fn find(input: &Input<'_>, now: Timestamp) -> Option<Cause> {
     }
 }
 
-/// Returns the hosts that these pods fail to pull from right now, sorted. Pulls that fail for the image alone do not
-/// count: they say nothing about the host.
-pub fn failing_hosts(pods: &[PodFacts]) -> Vec<String> {
+/// Returns the images that these pods fail to pull right now, sorted. Pulls that fail for the image alone do not
+/// count: they say nothing about its host.
+pub fn failing_images(pods: &[PodFacts]) -> Vec<String> {
     let active = pods.iter().filter(|pod| pod.active());
-    let mut hosts: Vec<String> = active.flat_map(finding::hosts).collect();
-    hosts.sort();
-    hosts.dedup();
-    hosts
+    let mut images: Vec<String> = active.flat_map(finding::failing_images).map(str::to_owned).collect();
+    images.sort();
+    images.dedup();
+    images
+}
+
+/// Returns the pod whose Events are worth asking for: the first that does not say itself what keeps it, and is old enough to
+/// have met with it. None where all say so, or are ready.
+pub fn tells_by_events(pods: &[PodFacts], now: Timestamp) -> Option<&PodFacts> {
+    let rank = |pod: &&PodFacts| finding::wants_events(pod, now);
+    pods.iter().filter(|pod| rank(pod).is_some()).min_by_key(|pod| (rank(pod), pod.name.as_str()))
 }
 
 /// The deployment controller sets observedGeneration at the end of a sync that succeeded, so what has failed is either
@@ -289,7 +296,7 @@ fn cause(group: &Group<'_>, groups: &[Group<'_>], active: usize, input: &Input<'
         let host = host_of(image);
         let others = (input.others_failing)(&host);
         if others > 0 {
-            evidence.push(format!("{others} other Deployments fail to pull from {host}"));
+            evidence.push(format!("{others} other images of {host} cannot be pulled"));
         }
     }
     let others =

@@ -294,7 +294,9 @@ fn fault_38_what_fails_for_many_at_one_host_is_the_registrys_fault() {
     missing.others_failing = 9;
     assert_eq!(missing.kind(), (CauseType::Image, true));
 
-    let hosts = |fixture: &str| failing_hosts(&read(fixture).0);
+    let hosts = |fixture: &str| -> Vec<String> {
+        failing_images(&read(fixture).0).iter().map(|image| host_of(image)).collect()
+    };
     assert_eq!(hosts("registry-refused"), ["localhost:5000"]);
     assert_eq!(hosts("image-unauthorised"), ["localhost:5000"]);
     assert_eq!(hosts("image-not-found"), Vec::<String>::new());

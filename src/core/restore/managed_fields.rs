@@ -23,8 +23,9 @@ use super::{FIELD_MANAGER, LAST_APPLIED, guards, replace};
 ///
 /// They go to the server-side applier of most of the template, the newest among equals; without one, to the writer of
 /// most of it (client-side apply, Helm 3), so that its later move to server-side apply meets no conflict with the guard
-/// either. Where nobody has anything of the template, they are nobody's. The patch makes no new generation, and none is
-/// returned for its own output.
+/// either. Who applies a little of a template that somebody else writes (an annotation, say) is not its applier: with its next
+/// push it would remove what it does not apply. Where nobody has anything of the template, they are nobody's. The patch makes
+/// no new generation, and none is returned for its own output.
 pub fn hand_back(deployment: &Value) -> Option<Patch> {
     give(deployment, None)
 }
@@ -70,13 +71,19 @@ fn give(deployment: &Value, before: Option<&Vec<Value>>) -> Option<Patch> {
         }
     }
 
-    let owner = ["Apply", "Update"].into_iter().find_map(|operation| {
+    let of = |operation: &str| {
         let eligible = |entry: &Value| {
             is_main(entry, operation) && versions.contains(&&entry["apiVersion"]) && share(entry) > 0
         };
         let eligible = others.iter().enumerate().filter(|(_, entry)| eligible(entry));
-        eligible.max_by_key(|(_, entry)| (share(entry), time(entry))).map(|(at, _)| at)
-    });
+        eligible.max_by_key(|(_, entry)| (share(entry), time(entry)))
+    };
+    let (applier, writer) = (of("Apply"), of("Update"));
+    // The selector is in every manifest of a whole Deployment.
+    let whole = |entry: &Value| !entry["fieldsV1"]["f:spec"]["f:selector"].is_null();
+    let most = writer.map_or(0, |(_, writer)| share(writer));
+    let owner = applier.filter(|(_, applier)| whole(applier) || share(applier) * 2 >= most).or(writer);
+    let owner = owner.or(applier).map(|(at, _)| at);
     if let Some(owner) = owner.and_then(|at| others.get_mut(at)) {
         if owner["operation"] == "Apply" {
             // An applier would remove the annotation with its next push, as it does not apply it.
