@@ -57,8 +57,9 @@ unit: ## All tests that need no cluster (Helm and promtool, for the chart and th
 e2e: ## The tests in a real cluster, made for them (KEEP=1: do not delete it; ARGS: for the test binary)
 	tests/kind/e2e.sh $(ARGS)
 
-bench: ## The benchmarks
-	$(CARGO) bench --locked
+bench: ## The benchmarks, with what they are compared with where there is Go to build it
+	export KUBE_STATE_METRICS=$$(tests/kind/kube-state-metrics.sh) CONTROLLER_RUNTIME=$$(benches/peers/build.sh); \
+	  $(CARGO) bench --locked
 
 ##@ To change it
 .PHONY: manifests krew help

@@ -72,7 +72,7 @@ struct World {
     observed: bool,
     phase: Phase,
     paused: bool,
-    written_at: Option<Timestamp>,
+    unobserved_at: i64,
     desired: i32,
     cause: Option<Cause>,
     sets: Vec<Set>,
@@ -96,7 +96,7 @@ impl World {
             observed: true,
             phase: Phase::Complete,
             paused: false,
-            written_at: None,
+            unobserved_at: 0,
             desired: 2,
             cause: None,
             sets: vec![set(0, 2)],
@@ -127,6 +127,7 @@ impl World {
         self.generation += 1;
         self.observed = false;
         self.phase = Phase::Unobserved;
+        self.unobserved_at = self.now;
         self.cause = None;
         (self.best, self.counts) = ((0, 0), (0, 0));
         self.progress_at = self.now;
@@ -172,7 +173,7 @@ impl World {
                 available_at: at(self.available_at),
             }
             .with(self.counts.0, self.counts.1, at(self.now)),
-            written_at: self.written_at,
+            unobserved_since: (self.phase == Phase::Unobserved).then_some(at(self.unobserved_at)),
             progress_deadline: self.deadline.map(secs),
             manager: self.manager,
         }
@@ -306,6 +307,7 @@ fn apply(world: &mut World, act: &Act) {
             world.generation += 1;
             world.observed = false;
             world.phase = Phase::Unobserved;
+            world.unobserved_at = world.now;
         }
         Act::Cause(found) => world.cause = found.map(|(kind, early)| cause(kind, early)),
         Act::Counts(updated, available) => world.counts = (updated, available),
@@ -413,7 +415,10 @@ proptest! {
                     0 => {}
                     // Killed after the restore, before that was written down, or not killed.
                     _ => {
-                        bad.insert(world.template, world.now + quarantine);
+                        // Where nobody wrote it down, the webhook alone keeps it away until the next look.
+                        if fortune > 1 {
+                            bad.insert(world.template, world.now + quarantine);
+                        }
                         world.restore(&plan, fortune > 1);
                         (put_back, complete_since) = (true, None);
                         rolled_back.push(push);
@@ -864,7 +869,7 @@ fn a_settled_template_whose_scaling_nobody_observes_is_told_and_not_rolled_back(
     world.generation += 1;
     world.observed = false;
     world.phase = Phase::Unobserved;
-    world.written_at = Some(at(world.now));
+    world.unobserved_at = world.now;
     let written = world.now;
     while world.now < written + 100 {
         assert!(
@@ -967,6 +972,33 @@ fn a_quarantine_that_is_over_is_forgotten_whenever_the_template_comes_again() {
     world.pass(3601);
     world.push(1);
     world.observe(Phase::Progressing);
+    world.look();
+    assert_eq!(world.verdict(1), Some(Verdict::Unknown));
+}
+
+/// Without a readiness probe it is complete for a moment after each crash.
+#[test]
+fn a_crash_loop_that_is_held_does_not_become_good_by_the_push_that_follows_it() {
+    let mut world =
+        World::new(policy(json!({"watch": {"goodAfter": "30s"}, "rollback": {"mode": "Manual"}})));
+    world.push(1);
+    world.observe(Phase::Complete);
+    world.look();
+    for _ in 0..10 {
+        world.pass(10);
+        world.phase = Phase::Progressing;
+        world.cause = Some(cause(CauseType::Application, true));
+        world.look();
+        world.pass(10);
+        world.phase = Phase::Complete;
+        world.look();
+    }
+    world.pass(10);
+    world.push(2);
+    // As the store tells it: from its first completion to its last moment.
+    let before = Before { template: template(1), complete: (at(0), at(world.now)) };
+    world.before = Some(before);
+    world.observe(Phase::Failed);
     world.look();
     assert_eq!(world.verdict(1), Some(Verdict::Unknown));
 }

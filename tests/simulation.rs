@@ -417,8 +417,9 @@ impl Simulation {
         if choice < 25 {
             let change = self.state().inboxes[leader].pop_front();
             if let Some(change) = change {
-                // Lost now and then: a list tells it all later.
-                if !self.rng.chance(25) {
+                // Lost now and then, as a list tells it all later; and told twice, as after a watch that was begun anew.
+                let times = [1, 0, 2, 1][if self.rng.chance(60) { self.rng.below(4) } else { 0 }];
+                for _ in 0..times {
                     self.see(&change.key, change.object.as_deref());
                 }
             }

@@ -31,6 +31,48 @@ pub enum Way {
     Guard,
     /// `reflector::store::<Deployment>()` of kube, as its examples have it.
     Reflector,
+    /// An informer of controller-runtime, as Go controllers have it (`benches/peers`); the program is named by the
+    /// environment's CONTROLLER_RUNTIME.
+    ControllerRuntime,
+    /// kube-state-metrics with `--resources=deployments`, which feeds the alert; by the environment's KUBE_STATE_METRICS.
+    KubeStateMetrics,
+}
+
+impl Way {
+    /// Returns the program that goes this way, with its arguments; none where the guard's own does, or nobody has named it.
+    fn program(self, api: SocketAddr) -> Option<Command> {
+        let named =
+            |variable: &str| std::env::var_os(variable).filter(|path| !path.is_empty()).map(Command::new);
+        match self {
+            Self::Guard | Self::Reflector => None,
+            Self::ControllerRuntime => named("CONTROLLER_RUNTIME").map(|mut command| {
+                command.arg(format!("http://{api}"));
+                command
+            }),
+            Self::KubeStateMetrics => named("KUBE_STATE_METRICS").map(|mut command| {
+                command.args([
+                    &format!("--apiserver=http://{api}"),
+                    "--resources=deployments",
+                    "--host=127.0.0.1",
+                    "--telemetry-host=127.0.0.1",
+                    "--port=0",
+                    "--telemetry-port=0",
+                ]);
+                command
+            }),
+        }
+    }
+
+    /// Returns its name, as it is given on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Says whether it can be measured here.
+    pub fn is_there(self) -> bool {
+        matches!(self, Self::Guard | Self::Reflector)
+            || self.program(SocketAddr::from(([127, 0, 0, 1], 0))).is_some()
+    }
 }
 
 /// What a child has measured of itself.
@@ -52,7 +94,10 @@ pub struct Taken {
 
 /// Measures `way` with `count` Deployments in a process of its own; the API server is in this one.
 pub async fn measure(way: Way, count: usize) -> anyhow::Result<Taken> {
-    let address = Listed::serve(count).await?;
+    let (address, listed) = Listed::serve(count).await?;
+    if let Some(program) = way.program(address) {
+        return tokio::task::spawn_blocking(move || from_outside(program, count, &listed)).await?;
+    }
     tokio::task::spawn_blocking(move || {
         let way = way.to_possible_value().context("a way without a name")?;
         let mut child = Command::new(std::env::current_exe()?)
@@ -71,6 +116,45 @@ pub async fn measure(way: Way, count: usize) -> anyhow::Result<Taken> {
     .await?
 }
 
+/// How long a program may take that is measured from outside.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Measures a program that does not do so itself: from when it asks for the list, over when it watches, to when it has taken
+/// all events and rests.
+fn from_outside(mut program: Command, count: usize, listed: &Listed) -> anyhow::Result<Taken> {
+    let mut child = program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let measured = readings(child.id(), listed);
+    let _ = child.kill();
+    let _ = child.wait();
+    let [before, list, after] = measured?;
+    Ok(taken(count, count, &before, &list, &after))
+}
+
+fn readings(pid: u32, listed: &Listed) -> anyhow::Result<[Reading; 3]> {
+    let started = Instant::now();
+    let reached = |what: &str, is: &dyn Fn() -> bool| -> anyhow::Result<Reading> {
+        while !is() {
+            anyhow::ensure!(started.elapsed() < LIMIT, "{what}: not within {} s", LIMIT.as_secs());
+            Reading::of(pid).with_context(|| format!("{what}: the program has ended"))?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Reading::of(pid)
+    };
+    let before = reached("the list is asked for", &|| listed.is_asked())?;
+    let list = reached("the list is complete", &|| listed.is_listed())?;
+    let mut after = reached("all events are taken", &|| listed.is_told())?;
+    // What was taken is worked on until no more CPU time goes into it.
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = Reading::of(pid)?;
+        if now.cpu.saturating_sub(after.cpu) < Duration::from_millis(20) {
+            return Ok([before, list, now]);
+        }
+        anyhow::ensure!(started.elapsed() < LIMIT, "it does not come to rest");
+        after = now;
+    }
+}
+
 /// Is the child: watches, measures itself, prints one line.
 pub fn child(way: Way, count: usize, api: SocketAddr) -> anyhow::Result<()> {
     rollout_guard::tls::install_provider();
@@ -83,6 +167,7 @@ pub fn child(way: Way, count: usize, api: SocketAddr) -> anyhow::Result<()> {
             match way {
                 Way::Guard => guard(config, count).await,
                 Way::Reflector => naive(config, count).await,
+                Way::ControllerRuntime | Way::KubeStateMetrics => bail!("is a program of its own"),
             }
         })
         .await?
@@ -101,9 +186,12 @@ struct Reading {
 
 impl Reading {
     fn now() -> anyhow::Result<Self> {
-        let me = std::process::id();
-        let (rss_kib, peak_kib) = host::memory(me)?;
-        Ok(Self { at: Instant::now(), cpu: host::cpu(me)?, rss_kib, peak_kib })
+        Self::of(std::process::id())
+    }
+
+    fn of(pid: u32) -> anyhow::Result<Self> {
+        let (rss_kib, peak_kib) = host::memory(pid)?;
+        Ok(Self { at: Instant::now(), cpu: host::cpu(pid)?, rss_kib, peak_kib })
     }
 }
 

@@ -143,7 +143,13 @@ pub fn tellings(status: &RolloutRecordStatus, plan: &Plan) -> Vec<Telling> {
     if let (Some(stalled), Plan::Hold(cause, _) | Plan::Restore(cause, _)) = (condition("Stalled"), plan) {
         let since = stalled.last_transition_time.0;
         let mut tell = |reason, message: String| {
-            let once = format!("{rollout}/{reason}");
+            let once = match plan {
+                // To wait for a turn is soon over, and not what it may be held for after that.
+                Plan::Hold(_, Hold::Breaker(_)) if reason == "RollbackHeld" => {
+                    format!("{rollout}/{reason}/Breaker")
+                }
+                _ => format!("{rollout}/{reason}"),
+            };
             tellings.push(Telling { warning: true, reason, message: bounded(&message), once, since });
         };
         if !is_put_back(status) {

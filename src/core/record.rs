@@ -50,8 +50,8 @@ pub struct Seen<'a> {
     pub cause: Option<Cause>,
     /// The best that this rollout has come to, where it is under way.
     pub progress: Progress,
-    /// When the object (not its status) was last written, where that is known.
-    pub written_at: Option<Timestamp>,
+    /// Since when this generation was seen not to be observed, where it is so.
+    pub unobserved_since: Option<Timestamp>,
     /// `spec.progressDeadlineSeconds`; none where there is no deadline.
     pub progress_deadline: Option<SignedDuration>,
     /// Whether kube-controller-manager is at work; none where that cannot be told.
@@ -196,7 +196,9 @@ fn first(seen: &Seen<'_>, policy: &Policy, now: Timestamp) -> Option<RolloutReco
         // A Deployment that is new, or was under way before the guard was there: only trouble is remembered.
         _ if seen.cause.as_ref().is_some_and(|cause| cause.early) || seen.phase == Phase::Failed => {}
         _ if seen.phase == Phase::Unobserved
-            && now.duration_since(seen.progress.at) >= span(policy.watch.unobserved_after) => {}
+            && seen
+                .unobserved_since
+                .is_some_and(|since| now.duration_since(since) >= span(policy.watch.unobserved_after)) => {}
         _ if policy.watch.progressing_after.is_some_and(|after| {
             seen.phase == Phase::Progressing && now.duration_since(seen.progress.at) >= span(after)
         }) => {}
@@ -221,12 +223,22 @@ fn was_complete(status: &mut RolloutRecordStatus, seen: &Seen<'_>, policy: &Poli
     let hash = before.template.to_string();
     let known = status.revisions.iter().position(|revision| revision.template_hash == hash);
     let mut revision = known.map_or_else(RecordRevision::default, |at| status.revisions.remove(at));
-    let (from, to) = before.complete;
-    if revision.verdict != Verdict::Good && to.duration_since(from) >= span(policy.watch.good_after) {
+    let (mut from, to) = before.complete;
+    // Where it was followed, more is known of it: a crash loop is complete again and again.
+    let followed = status.template_hash.as_ref() == Some(&hash);
+    if let (true, Some(RecordPhase::Complete), Some(since)) = (followed, status.phase, &status.since) {
+        from = from.max(since.0);
+    }
+    let told = status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
+    let in_trouble = followed && status.settled_at.is_none() && (status.cause.is_some() || told);
+    let in_progress =
+        |rollback: &RecordRollback| rollback.outcome == Outcome::InProgress && rollback.from == hash;
+    let rolled_back = status.rollback.as_ref().is_some_and(in_progress);
+    let long_enough = to.duration_since(from) >= span(policy.watch.good_after);
+    // What is Bad stays so: it gets another verdict by being followed alone.
+    if revision.verdict == Verdict::Unknown && long_enough && !in_trouble && !rolled_back {
         revision.since = Some(Time(second(to)));
         revision.verdict = Verdict::Good;
-        revision.reason = None;
-        revision.until = None;
     }
     revision.template_hash = hash;
     status.revisions.insert(0, revision);
@@ -363,13 +375,19 @@ fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) 
     {
         return old;
     }
+    // A scale, say: what the template was failing for goes on.
+    if seen.cause.is_none() && seen.phase == Phase::Unobserved {
+        return old;
+    }
     let found = seen.cause.as_ref().filter(|cause| {
         // While it is under way only what is hard evidence is worth a write.
         let known = told && old.as_ref().is_some_and(|old| old.kind == cause.kind);
         cause.early || known || matches!(seen.phase, Phase::Failed | Phase::Unobserved)
     })?;
+    // A time ahead is one of a clock that was set back since.
+    let got_on = |since: Timestamp| since < seen.progress.available_at && seen.progress.available_at <= now;
     let since = match &old {
-        Some(old) if old.kind == found.kind && seen.progress.available_at <= old.since.0 => old.since.clone(),
+        Some(old) if old.kind == found.kind && !got_on(old.since.0) => old.since.clone(),
         _ => Time(second(now)),
     };
     Some(RecordCause {
@@ -383,7 +401,8 @@ fn cause(old: Option<RecordCause>, seen: &Seen<'_>, told: bool, now: Timestamp) 
 /// Forgets the cause of what is not stuck, where nothing but that spoke for it.
 pub fn not_stuck(status: &mut RolloutRecordStatus, seen: &Seen<'_>) {
     let told = |cause: &Cause| cause.early || matches!(seen.phase, Phase::Failed | Phase::Unobserved);
-    if !seen.cause.as_ref().is_some_and(told) {
+    let goes_on = seen.cause.is_none() && seen.phase == Phase::Unobserved;
+    if !goes_on && !seen.cause.as_ref().is_some_and(told) {
         status.cause = None;
     }
 }
@@ -454,9 +473,9 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
     if settled && told {
         return Stuck::Yes;
     }
-    let since = match seen.written_at {
-        Some(written) if settled => written.min(now),
-        _ => status.since.as_ref().map_or(now, |since| since.0),
+    let since = match settled {
+        true => seen.unobserved_since.unwrap_or(now).min(now),
+        false => status.since.as_ref().map_or(now, |since| since.0),
     };
     let hard = seen.cause.as_ref().filter(|cause| cause.early).and(status.cause.as_ref());
     let early = hard.and_then(|cause| later(cause.since.0, span(policy.watch.early_failure_after)));
@@ -485,7 +504,11 @@ pub fn stuck(status: &RolloutRecordStatus, seen: &Seen<'_>, policy: &Policy, now
             let patience = span(policy.watch.failed_after);
             let due = if patience.is_zero() { Some(now) } else { later(since, patience) };
             let back = match seen.manager {
-                Some(AtWork::Since { since, .. }) => later(since, BACK_AT_WORK),
+                // What was said before it came back, by somebody who was there all the time, is believed.
+                Some(AtWork::Since { since: at_work, .. }) if later(since, SEEN_AT_WORK) > Some(at_work) => {
+                    later(at_work, BACK_AT_WORK)
+                }
+                Some(AtWork::Since { .. }) => None,
                 Some(AtWork::No) if !told => later(now, LOOK_AGAIN),
                 Some(AtWork::No) | None => None,
             };

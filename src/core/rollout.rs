@@ -106,7 +106,8 @@ impl<'a> Snapshot<'a> {
             })
         };
         let entries = deployment["metadata"]["managedFields"].as_array();
-        let of_object = |entry: &&Value| entry["subresource"].as_str().is_none_or(str::is_empty);
+        // A write of the subresource `scale` is one of the object.
+        let of_object = |entry: &&Value| entry["subresource"] != "status";
         Self {
             generation: deployment["metadata"]["generation"].as_i64().unwrap_or_default(),
             observed_generation: status["observedGeneration"].as_i64().unwrap_or_default(),

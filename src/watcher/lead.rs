@@ -436,11 +436,13 @@ struct Monitor {
     manager: Freshness<ControllerManagerLease>,
     /// Since when the lease is renewed without a break, and when that was last seen.
     at_work: Option<(Timestamp, Timestamp)>,
+    was_silent: bool,
 }
 
 impl Monitor {
     fn new() -> Self {
-        Self { origin: Instant::now(), manager: Freshness::new(SILENT_AFTER), at_work: None }
+        let manager = Freshness::new(SILENT_AFTER);
+        Self { origin: Instant::now(), manager, at_work: None, was_silent: false }
     }
 
     fn read(&mut self, answer: Answer) -> (Health, Option<AtWork>, BTreeSet<String>) {
@@ -467,16 +469,16 @@ impl Monitor {
         self.manager.seen(value, self.origin.elapsed());
         let now = Timestamp::now();
         if self.manager.changed_at() != before {
-            // Since it took the Lease, which a process that was away takes anew: a leader that is new waits no longer for it
-            // than the one before.
-            let since = acquired.unwrap_or(now).min(now);
-            let before =
-                self.at_work.filter(|(before, _)| acquired.is_none_or(|acquired| acquired <= *before));
-            self.at_work = Some(before.map_or((since, now), |(since, _)| (since, now)));
+            // At first sight since it took the Lease, which a process that was away takes anew: a leader that is new waits no
+            // longer for it than the one before. After a silence that was heard, since now.
+            let first = if self.was_silent { now } else { acquired.unwrap_or(now).min(now) };
+            let since = self.at_work.map_or(first, |(since, _)| since);
+            self.at_work = Some((since, now));
         }
         let renewal = self.manager.renewal();
         if renewal == Renewal::Stale {
             self.at_work = None;
+            self.was_silent = true;
         }
         renewal
     }

@@ -130,8 +130,10 @@ pub struct Memory {
     told: HashSet<String>,
     desired: Option<i32>,
     detected: Option<String>,
-    /// Since when the API server refuses the rollback.
-    refused: Option<Timestamp>,
+    /// Since when this generation was seen not to be observed.
+    unobserved: Option<(i64, Timestamp)>,
+    /// Which rollback the API server refuses, by when that was decided on, and since when.
+    refused: Option<(Timestamp, Timestamp)>,
 }
 
 /// Looks at Deployments.
@@ -235,8 +237,17 @@ impl<R: Rollouts> Reconciler<R> {
             self.surroundings.is_not_stuck(key);
             return Ok(Next::Idle);
         }
-        let rests = settled && phase != Phase::Unobserved;
-        let cause = if rests { None } else { self.cause(&look, &snapshot, phase, &found).await? };
+        memory.unobserved = match memory.unobserved {
+            _ if phase != Phase::Unobserved => None,
+            Some((generation, since)) if generation == snapshot.generation => Some((generation, since)),
+            _ => Some((snapshot.generation, now)),
+        };
+        let cause = if settled && phase != Phase::Unobserved {
+            self.surroundings.set_failing_images(key, Vec::new(), now);
+            None
+        } else {
+            self.cause(&look, &snapshot, phase, &found).await?
+        };
         let progress = progress(memory, old, template, &deployment, &snapshot, now);
         let seen = Seen {
             generation: snapshot.generation,
@@ -250,7 +261,7 @@ impl<R: Rollouts> Reconciler<R> {
             before: memory.before.clone(),
             cause,
             progress,
-            written_at: snapshot.written_at,
+            unobserved_since: memory.unobserved.map(|(_, since)| since),
             progress_deadline: deadline(&deployment),
             manager: self.surroundings.manager(),
         };
@@ -315,9 +326,12 @@ impl<R: Rollouts> Reconciler<R> {
             let (before, restored) = match restored {
                 Ok(both) => both,
                 Err(error) => {
-                    if error.is_refusal() {
-                        let since = *memory.refused.get_or_insert(now);
+                    let started = status.rollback.as_ref().map(|rollback| rollback.started_at.0);
+                    if let (true, Some(started)) = (error.is_refusal(), started) {
+                        let known = memory.refused.filter(|(of, _)| *of == started);
+                        let (_, since) = *memory.refused.insert(known.unwrap_or((started, now)));
                         if now.duration_since(since) >= REFUSED_FOR_GOOD {
+                            memory.refused = None;
                             record::give_up(&mut status, Outcome::Failed, now);
                             self.write(&look, record, &status).await?;
                         }
@@ -393,7 +407,7 @@ impl<R: Rollouts> Reconciler<R> {
         }
         let deployment = self.hand_back(look.key, deployment, None).await?;
         // Put back, and killed before that was written down: since when is told by the next look.
-        let just_restored = in_progress.is_some_and(|rollback| rollback.restored_at.is_none());
+        let just_restored = in_progress.is_some_and(|rollback| rollback.generation.is_none());
         let over = rollback.is_none_or(|rollback| {
             let ends = announced_until(rollback, look.policy);
             rollback.to != template || !just_restored && ends <= look.now
@@ -477,6 +491,9 @@ impl<R: Rollouts> Reconciler<R> {
             }
             Plan::Stay(_) | Plan::Wait(_) => self.surroundings.is_not_stuck(look.key),
         }
+        if !matches!(calm, Plan::Restore(..)) {
+            self.surroundings.does_not_wait(look.key);
+        }
         match (calm, self.surroundings.open(look.now)) {
             // Not for long: the health is read every few seconds.
             (Plan::Restore(..), Some(Why::Unknown)) => Plan::Wait(later(look.now, SOON).unwrap_or(look.now)),
@@ -499,7 +516,8 @@ impl<R: Rollouts> Reconciler<R> {
         let begun = status.rollout_started_at.as_ref().map_or(look.now, |begun| begun.0);
         if let Plan::Hold(..) | Plan::Restore(..) = plan {
             let rollout = format!("{}/{:?}", seen.template, status.rollout_generation);
-            if memory.detected.as_ref() != Some(&rollout) && !record::is_put_back(status) {
+            let of_the_rollout = status.settled_at.is_none() && !record::is_put_back(status);
+            if memory.detected.as_ref() != Some(&rollout) && of_the_rollout {
                 memory.detected = Some(rollout);
                 self.metrics.time_to_detect.observe(seconds(begun, look.now));
             }
@@ -850,7 +868,9 @@ fn progress(
             progress.available_at = before.available_at;
             progress.best.1 = progress.best.1.max(before.best.1);
         }
-        memory.progress = Some((template, observed, progress));
+        // It was observed before, and is so but for the number.
+        let before = memory.progress.is_some_and(|(of, before, _)| of == template && before);
+        memory.progress = Some((template, observed || before, progress));
         return progress;
     }
     let (observed, progress) = match memory.progress {

@@ -153,15 +153,17 @@ impl Surroundings {
         inner.failing_images.insert(key.clone(), images);
     }
 
-    /// Returns how many images of `host`, other than those of `key`, other Deployments began to fail to pull lately. One
-    /// image that many ask for says nothing about its host, and neither does what has failed for long.
+    /// Returns how many images of `host`, other than those of `key`, other Deployments began to fail to pull at about the time
+    /// that `key` did, which is `now` where it does not yet. One image that many ask for says nothing about its host, and
+    /// neither does what had failed for long before.
     pub fn others_failing(&self, key: &Key, host: &str, now: Timestamp) -> usize {
         let inner = self.lock();
         let own = inner.failing_images.get(key).map(Vec::as_slice).unwrap_or_default();
         let others =
             inner.failing_images.iter().filter(|(other, _)| *other != key).flat_map(|(_, images)| images);
-        let lately = others.filter(|(_, since)| now.duration_since(*since) <= AT_ONCE);
-        let of_the_host = lately.map(|(image, _)| image).filter(|image| host_of(image) == host);
+        let began = own.iter().map(|(_, since)| *since).min().unwrap_or(now);
+        let at_once = others.filter(|(_, since)| began.duration_since(*since).abs() <= AT_ONCE);
+        let of_the_host = at_once.map(|(image, _)| image).filter(|image| host_of(image) == host);
         let others: BTreeSet<&String> =
             of_the_host.filter(|image| !own.iter().any(|(own, _)| own == *image)).collect();
         others.len()
@@ -208,6 +210,11 @@ impl Surroundings {
                 Err(busy)
             }
         }
+    }
+
+    /// Takes in that no rollback waits for its turn.
+    pub fn does_not_wait(&self, key: &Key) {
+        self.lock().waiting.remove(key);
     }
 
     /// Returns how many rollbacks wait for their turn.
@@ -274,9 +281,10 @@ mod tests {
         fails("d", "registry.example/other:1", 900);
         fails("new", "registry.example/new:1", 900);
         assert_eq!(around.others_failing(&key("new"), "registry.example", at(900)), 0);
+        // An outage that lasts goes on being one for those that met it.
+        assert_eq!(around.others_failing(&key("a"), "registry.example", at(9000)), 2);
         around.set_failing_images(&key("e"), Vec::new(), at(900));
-        around.forget(&key("d"));
-        assert_eq!(around.others_failing(&key("a"), "registry.example", at(600)), 1);
+        assert_eq!(around.others_failing(&key("a"), "registry.example", at(900)), 1);
     }
 
     #[test]

@@ -571,12 +571,12 @@ impl<'a> Deployment<'a> {
         }
     }
 
-    /// When the object itself was last written: the newest entry of managedFields that is not of a subresource.
+    /// When the object itself was last written: the newest entry of managedFields that is not of its status.
     fn written_at(&self) -> Option<Timestamp> {
         let entries = self.metadata.managed_fields.as_ref()?;
         entries
             .iter()
-            .filter(|entry| entry.subresource.as_ref().is_none_or(|s| s.0.is_empty()))
+            .filter(|entry| entry.subresource.as_ref().is_none_or(|s| s.0 != "status"))
             .filter_map(|entry| entry.time.as_ref().and_then(time))
             .max()
     }

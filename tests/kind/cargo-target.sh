@@ -18,6 +18,12 @@ if [ -d "$cache/$key" ] && [ "$(du -sm "$cache/$key" | cut -f1)" -gt "$limit_mb"
   rm -rf "${cache:?}/$key"
 fi
 mkdir -p "$cache/$key"
+# Cargo tells by the times of files whether they have changed, and takes two clones for one: what another has built since a
+# file was written here would pass for this one's. So a clone that comes after another counts as changed as a whole.
+if [ "$(cat "$cache/$key/clone" 2> /dev/null)" != "$root" ]; then
+  find "$root" -path "$root/target" -prune -o -path "$root/.git" -prune -o -type f -exec touch -c {} +
+  echo "$root" > "$cache/$key/clone"
+fi
 touch "$cache/$key"
 ls -t "$cache" | tail -n +3 | sed "s#^#$cache/#" | xargs -r rm -rf
 echo "$cache/$key"

@@ -119,7 +119,7 @@ fn best(look: &Look) -> Result<&RevisionView, String> {
         before: None,
         cause: None,
         progress: Progress::begun(0, 0, jiff::Timestamp::UNIX_EPOCH),
-        written_at: None,
+        unobserved_since: None,
         progress_deadline: None,
         manager: None,
     };

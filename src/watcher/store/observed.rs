@@ -185,7 +185,15 @@ impl<'a> Observed<'a> {
             available: status.available_replicas.unwrap_or_default(),
             progressing: progressing.map(|c| (Truth::of(&c.status.0), Reason::of(&c.reason.0))),
             progressing_at: Second::of(progressing.and_then(|c| c.last_update_time.second())),
-            written_at: Second::of(writes().filter_map(|entry| entry.time.second()).max()),
+            // A write of the subresource `scale` is one of the object.
+            written_at: Second::of(
+                managed_fields
+                    .iter()
+                    .flatten()
+                    .filter(|entry| entry.subresource.0 != "status")
+                    .filter_map(|entry| entry.time.second())
+                    .max(),
+            ),
             paused: spec.paused.unwrap_or_default(),
             deleting: !deletion_timestamp.0.is_empty(),
             replica_failure: condition("ReplicaFailure").is_some_and(|c| c.status.0 == "True"),

@@ -1,6 +1,11 @@
 //! The guard itself: installed once in a run, looked at, disturbed and repaired.
 
-use std::{env, path::Path, sync::OnceLock, time::Instant};
+use std::{
+    env,
+    path::Path,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Instant,
+};
 
 use serde_json::Value;
 
@@ -20,6 +25,44 @@ pub const NAME: &str = "rollout-guard";
 /// The Secret of the guard's own certificates.
 pub const SECRET: &str = "rollout-guard-certificates";
 
+/// How the chart is installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// With the limits of the scenarios, and these values.
+    Scenarios(Vec<String>),
+    /// With the chart's own limits of rollbacks and of the breaker, as they are for whoever installs it.
+    OwnLimits,
+}
+
+impl Values {
+    pub fn of(settings: &[&str]) -> Self {
+        Self::Scenarios(settings.iter().map(|setting| (*setting).to_owned()).collect())
+    }
+}
+
+/// How it is installed at the moment; none where that is not known, as after a scenario that failed half-way.
+static NOW: Mutex<Option<Values>> = Mutex::new(None);
+
+/// Installs the chart with `values`, unless it is installed so: every scenario says what it wants, and what the one before
+/// wanted is left as it is until then. Each time a rollout of the guard is waited for.
+pub fn wants(values: &Values) {
+    if env::var_os("INSTALLED").is_some() {
+        return;
+    }
+    let mut now = NOW.lock().unwrap_or_else(PoisonError::into_inner);
+    if now.as_ref() != Some(values) {
+        *now = None;
+        helm(values).succeeds();
+        wait_ready();
+        *now = Some(values.clone());
+    }
+}
+
+/// What a scenario leaves behind that has failed half-way is not known.
+pub fn is_unknown() {
+    *NOW.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 /// Installs the chart, the first time; panics each time where that did not work.
 pub fn installed() {
     static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
@@ -31,7 +74,7 @@ pub fn installed() {
         let started = Instant::now();
         let installing = std::panic::catch_unwind(|| {
             clean();
-            install(&[]);
+            install();
         });
         say("install", &format!("ready after {:.1} s", started.elapsed().as_secs_f64()));
         installing.map_err(|panic| {
@@ -63,34 +106,47 @@ fn clean() {
     kubectl(["delete", "secret", SECRET, "-n", NAME, "--ignore-not-found"]).succeeds();
 }
 
-/// Rollbacks of scenarios that run side by side: the chart's own limits would let them stop each other. And what makes
-/// the scenarios quicker, or is asked about.
-const LIMITS: [&str; 7] = [
+/// Rollbacks of scenarios that run side by side: the chart's own limits would let them stop each other.
+const LIMITS: [&str; 4] = [
     "watcher.limits.rollbacksPerCluster=50",
     "watcher.limits.rollbacksPerHour=10000",
     "watcher.limits.rollbacksPerNamespace=10",
     "watcher.limits.stuckAtLeast=1000",
+];
+
+/// What makes the scenarios quicker, or is asked about.
+const QUICK: [&str; 3] = [
     "rbac.podLogs=true",
     // Many restarts, and no pushes meanwhile; the scenario of restarts has the chart's own.
     "shutdown.drainDelaySeconds=2",
     "shutdown.preStopSeconds=1",
 ];
 
-/// Installs or upgrades the chart, with the chart's own values but for the image and `settings`, and waits until
-/// everything about it is ready.
-pub fn install(settings: &[&str]) {
-    upgrade(settings).succeeds();
-    wait_ready();
+/// Installs or upgrades the chart as most scenarios want it, whatever was done to it, and waits until everything about it is
+/// ready.
+pub fn install() {
+    is_unknown();
+    wants(&Values::of(&[]));
 }
 
-/// `helm upgrade --install` with the chart's own values but for the image, [`LIMITS`] and `settings`.
+/// `helm upgrade --install` with the chart's own values but for the image, [`LIMITS`], [`QUICK`] and `settings`.
 pub fn upgrade(settings: &[&str]) -> Run {
+    is_unknown();
+    helm(&Values::of(settings))
+}
+
+fn helm(values: &Values) -> Run {
     let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/rollout-guard");
     let chart = env::var_os("CHART").map_or_else(ours, Into::into);
     let image = image();
     let (repository, tag) = image.rsplit_once(':').unwrap_or((&image, "latest"));
+    let (limits, own): (&[&str], &[String]) = match values {
+        Values::Scenarios(settings) => (&LIMITS, settings),
+        Values::OwnLimits => (&[], &[]),
+    };
     // Of two that set the same the last counts.
-    let settings = LIMITS.iter().chain(settings).flat_map(|setting| ["--set", setting]);
+    let settings = QUICK.iter().chain(limits).copied().chain(own.iter().map(String::as_str));
+    let settings = settings.flat_map(|setting| ["--set", setting]);
     Run::new("helm")
         .args(["upgrade", "--install", NAME])
         .arg(chart)
@@ -162,21 +218,6 @@ pub fn rolled_out() {
 pub fn ca_bundle(kind: &str) -> Result<String, String> {
     let configuration = json(["get", kind, NAME])?;
     Ok(configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned())
-}
-
-/// Puts everything back as the chart has it, after a scenario that failed half-way.
-pub fn repair() {
-    let done = upgrade(&[]).done();
-    if !done.ok() {
-        say("harness", &done.report());
-    }
-}
-
-/// Sets values of the chart; they are the chart's own again when the returned value is dropped.
-pub fn with_values(settings: &[&str]) -> impl Drop {
-    let back = restore("set the chart's values back", || install(&[]));
-    install(settings);
-    back
 }
 
 /// Takes all replicas away; they are back when the returned value is dropped.

@@ -1,6 +1,9 @@
 //! RolloutRecords: what the watcher found out and did, and how long it took from the push.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -21,6 +24,10 @@ pub fn short() -> Value {
         "rollback": {"announceFor": "10s"},
     })
 }
+
+/// As long as what is held is watched: three times `earlyFailureAfter` of [`short`], and long enough for a kubelet to go on
+/// from one reason for a pull that fails to the next.
+const HELD: Duration = seconds(6);
 
 /// Longer than `goodAfter` of [`short`] by the second that Kubernetes' times are cut to, and one for the watcher.
 const GOOD: Duration = seconds(3);
@@ -107,6 +114,21 @@ impl Scenario {
         let told: u64 = events.iter().map(times).sum();
         assert_eq!(told, 1, "told {told} times: {events:?}");
         events[0]["message"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Returns what the guard has told more than once in the scenario's namespace: the same of the same Deployment.
+    pub fn told_again(&self) -> Vec<String> {
+        let list = self.json(["get", "events"]);
+        let ours = |event: &&Value| event["source"]["component"] == "rollout-guard";
+        let mut told = BTreeMap::<String, u64>::new();
+        for event in list["items"].as_array().into_iter().flatten().filter(ours) {
+            let what = [&event["involvedObject"]["uid"], &event["reason"], &event["message"]];
+            *told.entry(what.map(Value::to_string).join(" ")).or_default() += times(event);
+        }
+        told.into_iter()
+            .filter(|(_, count)| *count > 1)
+            .map(|(what, count)| format!("{count} times {what}"))
+            .collect()
     }
 
     /// Waits until the announcement of a rollback is gone from the Deployment's status.
@@ -201,15 +223,26 @@ impl<'a> Pushed<'a> {
     }
 
     /// Waits until the record says that the push is held for `cause`, prints the seconds, and says that nothing
-    /// was written. Returns the words of the condition.
+    /// was written, then or in the seconds after that. Returns the words of the condition.
     #[track_caller]
     pub fn is_held(&self, cause: &str) -> String {
         let (s, name) = (self.s, self.name.as_str());
-        let record = s.wait_for_record_within(self.limit, &format!("{name} is held"), name, |record| {
+        let is = |record: &Value| {
             let stalled = condition(record, "Stalled");
             stalled["status"] == "True" && stalled["reason"] == "Held"
-        });
+        };
+        s.wait_for_record_within(self.limit, &format!("{name} is held"), name, is);
         self.says("held", self.at.elapsed(), cause);
+        let record = wait_until(&format!("{name} stays held"), self.limit, || {
+            let record = s.record(name);
+            assert!(is(&record), "not held any more: {}", record["status"]);
+            assert!(!same_template(&s.deployment(name), &self.good), "held, and yet put back: {record}");
+            let since =
+                condition(&record, "Stalled")["lastTransitionTime"].as_str().and_then(|at| at.parse().ok());
+            let held =
+                since.and_then(|since| Duration::try_from(Timestamp::now().duration_since(since)).ok());
+            holds(held >= Some(HELD), format!("for {held:?}")).map(|()| record)
+        });
         let status = &record["status"];
         assert_eq!(status["cause"]["type"], cause, "{status}");
         assert!(has_words(&status["cause"]["message"]), "{status}");

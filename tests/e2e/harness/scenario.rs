@@ -7,12 +7,13 @@ use std::{
     time::Instant,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Change, Done, Run,
     cluster::{self, kubectl, unique},
-    installation, say, seconds,
+    installation::{self, Values},
+    say, seconds,
     wait::holds,
     wait_until,
 };
@@ -41,23 +42,35 @@ pub struct Scenario {
 impl Scenario {
     /// Begins a scenario that runs beside others.
     pub fn shared(name: &'static str) -> Self {
-        Self::begin(name, || Lock::Shared(CLUSTER.read().unwrap_or_else(PoisonError::into_inner)))
+        let lock = || Lock::Shared(CLUSTER.read().unwrap_or_else(PoisonError::into_inner));
+        Self::begin(name, &Values::of(&[]), lock)
     }
 
     /// Begins a scenario that has the cluster for itself.
     pub fn alone(name: &'static str) -> Self {
-        Self::begin(name, || Lock::Alone(CLUSTER.write().unwrap_or_else(PoisonError::into_inner)))
+        Self::alone_with(name, &Values::of(&[]))
     }
 
-    fn begin(name: &'static str, lock: impl FnOnce() -> Lock) -> Self {
+    /// Begins a scenario that has the cluster for itself, and the guard installed with these values.
+    pub fn alone_with(name: &'static str, values: &Values) -> Self {
+        Self::begin(name, values, || Lock::Alone(CLUSTER.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn begin(name: &'static str, values: &Values, lock: impl FnOnce() -> Lock) -> Self {
         let asked = Instant::now();
         installation::installed();
         let lock = lock();
         let waited = asked.elapsed().as_secs_f64();
         let started = Instant::now();
+        installation::wants(values);
         let namespace = format!("{name}-{}", unique());
-        kubectl(["create", "namespace", &namespace]).succeeds();
-        kubectl(["label", "namespace", &namespace, LABEL]).succeeds();
+        let (key, value) = LABEL.split_once('=').unwrap_or_default();
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": {key: value}},
+        });
+        kubectl(["create", "-f", "-"]).input(object.to_string()).succeeds();
         Self { name, namespace, started, waited, lock }
     }
 
@@ -208,17 +221,21 @@ impl Scenario {
 
 impl Drop for Scenario {
     fn drop(&mut self) {
-        let outcome = if thread::panicking() { "FAILED" } else { "ok" };
-        if thread::panicking() {
+        let again = if thread::panicking() { Vec::new() } else { self.told_again() };
+        let failed = thread::panicking() || !again.is_empty();
+        let outcome = if failed { "FAILED" } else { "ok" };
+        if failed {
             self.tell_what_is_there();
         }
         kubectl(["delete", "namespace", &self.namespace, "--wait=false"]).done();
         let alone = if matches!(self.lock, Lock::Alone(_)) { ", alone" } else { "" };
         if thread::panicking() && !alone.is_empty() {
-            installation::repair();
+            installation::is_unknown();
         }
         let took = self.started.elapsed().as_secs_f64();
         self.say(&format!("{outcome} in {took:.1} s{alone} (after {:.1} s in the queue)", self.waited));
+        // Not a second panic, which would end the process.
+        assert!(again.is_empty(), "told more than once: {again:#?}");
     }
 }
 

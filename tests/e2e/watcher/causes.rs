@@ -1,14 +1,20 @@
 //! Causes that are rolled back.
 
+use std::fs;
+
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{by_deadline, container, missing_image, registry, without_settings};
 use crate::harness::{
-    Scenario,
+    Run, Scenario,
+    cluster::kubectl,
     denial::denied,
     deployment,
     metrics::of_the_leader,
     record::{is_announced, outcome, short, verdict},
+    restore,
     scenario::is_unobserved,
     seconds,
     wait::holds,
@@ -201,31 +207,111 @@ fn fault_47_a_quota_on_replica_sets_is_rolled_back_to_the_last_good_revision_and
 }
 
 #[test]
-fn fault_47_a_replica_set_that_another_admission_denies_is_rolled_back() {
-    let s = Scenario::shared("replicaset-denied");
+fn fault_47_a_replica_set_that_an_admission_policy_denies_is_rolled_back() {
+    let s = Scenario::shared("replicaset-policy");
     let _policy = s.short_policy();
     s.create_good(&deployment("web", |_| {}));
     let _denial = denies_replica_sets_of(&s, "localhost/sample:v3");
-    let record =
-        s.pushes("web", &container(json!({"image": "localhost/sample:v3"}))).is_safe("ReplicaSetCreate");
-    assert!(words(&record).contains("v3 is not allowed here"), "{record}");
+    pushes_what_gets_no_replica_set(&s, "v3 is not allowed here");
+}
+
+#[test]
+fn fault_47_a_replica_set_that_another_webhook_denies_is_rolled_back() {
+    let s = Scenario::shared("replicaset-denied");
+    let _policy = s.short_policy();
+    s.create_good(&deployment("web", |_| {}));
+    let words = "no new ReplicaSets on Fridays";
+    let _webhook = another_webhook_denies_replica_sets(&s, words);
+    let record = pushes_what_gets_no_replica_set(&s, words);
+    assert!(
+        self::words(&record).contains("admission webhook \"deny.example.com\" denied the request"),
+        "{record}"
+    );
+}
+
+/// Pushes v3, whose ReplicaSet nobody may create, until it is rolled back for these words, and returns the record.
+fn pushes_what_gets_no_replica_set(s: &Scenario, why: &str) -> Value {
+    let pushed = s.pushes("web", &container(json!({"image": "localhost/sample:v3"})));
+    let record = pushed.is_safe("ReplicaSetCreate");
+    assert!(words(&record).contains(why), "{record}");
     let after = s.deployment("web");
     assert!(!is_unobserved(&after), "{}", after["status"]);
+    record
 }
 
 /// Lets nobody create a ReplicaSet of `image` in the scenario's namespace, until the returned value is dropped.
 fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
     let version = image.rsplit(':').next().unwrap_or_default();
     let spec = json!({
-        "matchConstraints": {"resourceRules": [{
-            "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"],
-            "resources": ["replicasets"],
-        }]},
+        "matchConstraints": {"resourceRules": [creations_of_replica_sets()]},
         "validations": [{
             "expression": format!("object.spec.template.spec.containers.all(c, c.image != '{image}')"),
             "message": format!("{version} is not allowed here"),
         }],
     });
+    denied(s, spec, "is not allowed here", &|| creates_a_replica_set(s, image))
+}
+
+/// Puts a webhook of somebody else in force that denies each new ReplicaSet in the scenario's namespace in these words,
+/// until the returned value is dropped.
+fn another_webhook_denies_replica_sets(s: &Scenario, words: &str) -> impl Drop + use<> {
+    let host = format!("deny.{}.svc", s.namespace);
+    let certificates = TempDir::new().expect("a directory");
+    let file = |name: &str| certificates.path().join(name);
+    Run::new(env!("CARGO_BIN_EXE_rollout-guard"))
+        .args(["certs", "generate", "--dns", &host, "--out-dir"])
+        .arg(certificates.path())
+        .succeeds();
+    s.kubectl(["create", "secret", "tls", "deny"])
+        .arg(format!("--cert={}", file("tls.crt").display()))
+        .arg(format!("--key={}", file("tls.key").display()))
+        .succeeds();
+    let mut server = deployment("deny", |d| {
+        let pod = &mut d["spec"]["template"]["spec"];
+        pod["containers"][0]["args"] = json!(["deny", words]);
+        pod["containers"][0]["volumeMounts"] = json!([{"name": "certs", "mountPath": "/certs"}]);
+        pod["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 8443}, "periodSeconds": 1});
+        pod["volumes"] = json!([{"name": "certs", "secret": {"secretName": "deny"}}]);
+    });
+    server["metadata"]["labels"] = json!({});
+    s.create_complete(&server);
+    s.kubectl(["expose", "deployment", "deny", "--port=443", "--target-port=8443"]).succeeds();
+
+    let authority = ByteString(fs::read(file("ca.crt")).expect("a CA"));
+    let name = s.namespace.clone();
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name},
+        "webhooks": [{
+            "name": "deny.example.com",
+            "clientConfig": {
+                "service": {"name": "deny", "namespace": s.namespace},
+                "caBundle": authority,
+            },
+            "rules": [creations_of_replica_sets()],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s.namespace}},
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+        }],
+    });
+    kubectl(["create", "-f", "-"]).input(configuration.to_string()).succeeds();
+    let gone = restore("take the webhook away", move || {
+        kubectl(["delete", "validatingwebhookconfiguration", &name, "--ignore-not-found"]).succeeds();
+    });
+    wait_until("the webhook denies", seconds(30), || {
+        let done = creates_a_replica_set(s, "localhost/sample:v3").done();
+        holds(done.words().contains(words), done.report())
+    });
+    gone
+}
+
+fn creations_of_replica_sets() -> Value {
+    json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicasets"]})
+}
+
+/// Returns the command that would create a ReplicaSet of `image`, as a dry run.
+fn creates_a_replica_set(s: &Scenario, image: &str) -> Run {
     let template = deployment("probe", |d| {
         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
     });
@@ -235,9 +321,7 @@ fn denies_replica_sets_of(s: &Scenario, image: &str) -> impl Drop + use<> {
         "metadata": {"name": "probe"},
         "spec": {"selector": template["spec"]["selector"], "template": template["spec"]["template"]},
     });
-    denied(s, spec, "is not allowed here", &|| {
-        s.kubectl(["create", "--dry-run=server", "-f", "-"]).input(set.to_string())
-    })
+    s.kubectl(["create", "--dry-run=server", "-f", "-"]).input(set.to_string())
 }
 
 /// What a record says of why it was rolled back, a line each.

@@ -2,10 +2,14 @@
 
 use serde_json::json;
 
-use super::{by_deadline, container, missing_image, registry, without_settings};
+use super::{
+    by_deadline, container, missing_image,
+    registry::{self, Registry},
+    without_settings,
+};
 use crate::harness::{
-    Scenario,
-    cluster::{json, kubectl},
+    Run, Scenario,
+    cluster::json,
     deployment,
     metrics::of_the_leader,
     policy::InForce,
@@ -29,14 +33,20 @@ fn fault_38_a_registry_that_fails_is_no_reason_to_roll_back() {
     assert!(cause["evidence"].to_string().contains("503"), "{cause}");
 }
 
+/// The same image from the same registry: while it is stopped nobody can know that the image is not there.
 #[test]
-fn fault_38_a_registry_that_nobody_answers_for_is_no_reason_to_roll_back() {
+fn fault_38_a_registry_that_is_stopped_is_no_reason_to_roll_back_and_what_it_says_when_it_is_back_is_one() {
     let s = Scenario::shared("registry-stopped");
     let _policy = s.short_policy();
+    let registry = Registry::start(&s);
     s.create_good(&deployment("web", |_| {}));
-    let pushed = s.pushes("web", &container(json!({"image": registry::image_of_nobody()})));
+    registry.stop();
+    let pushed = s.pushes("web", &container(json!({"image": registry.missing()}))).within(seconds(120));
     pushed.is_held("Registry");
     assert!(s.record("web")["status"]["cause"].to_string().contains("connection refused"));
+    registry.start_again();
+    // The kubelet asks again when its back-off is over.
+    pushed.counted_from_now().is_safe("Image");
 }
 
 #[test]
@@ -140,10 +150,10 @@ fn in_manual_mode_the_command_is_said_and_works() {
     let told = condition(&record, "RolledBack");
     assert_eq!((&told["status"], &told["reason"]), (&json!("False"), &json!("Manual")), "{record}");
     let message = told["message"].as_str().unwrap_or_default();
-    let command = message.find("kubectl ").map(|start| message[start..].trim_end_matches('.'));
-    let command = command.unwrap_or_else(|| panic!("no command: {message}; {words}"));
-    let args = command.split_whitespace().skip(1);
-    kubectl(args).succeeds();
+    let (_, command) = message
+        .split_once("kubectl rollout-guard ")
+        .unwrap_or_else(|| panic!("no command: {message}; {words}"));
+    Run::new(env!("CARGO_BIN_EXE_rollout-guard")).args(command.split_whitespace()).arg("--yes").succeeds();
     s.completes("web");
     are_stuck(0, &policy, "Image");
     assert_eq!(s.deployment("web")["spec"]["template"], pushed.good["spec"]["template"]);

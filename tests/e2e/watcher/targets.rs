@@ -110,18 +110,31 @@ fn fault_43_a_fix_that_a_person_pushes_during_the_rollback_stands() {
     assert!(s.events("web", "RollbackVerified").is_empty(), "told as verified");
 }
 
+/// A real HorizontalPodAutoscaler: without metrics it does nothing but keep its Deployment above the least.
 #[test]
 fn fault_44_the_replicas_that_an_autoscaler_set_meanwhile_are_kept() {
     let s = Scenario::shared("replicas-kept");
     let mut policy = short();
     // Long enough to scale before it.
-    policy["watch"]["earlyFailureAfter"] = json!("5s");
+    policy["watch"]["earlyFailureAfter"] = json!("8s");
     let _policy = s.put_in_force("short", policy);
     s.create_good(&deployment("web", |_| {}));
+    s.kubectl(["autoscale", "deployment", "web", "--min=1", "--max=5", "--cpu=80%"]).succeeds();
     let pushed = s.pushes("web", &without_settings());
-    s.kubectl(["scale", "deployment/web", "--replicas=3"]).succeeds();
-    assert!(!same_template(&s.deployment("web"), &pushed.good), "rolled back before it was scaled");
-    pushed.is_safe("Configuration");
+    s.kubectl(["patch", "hpa", "web", "-p", r#"{"spec": {"minReplicas": 3}}"#]).succeeds();
+    let scaled = s.wait_for("it is scaled", "web", |d| d["spec"]["replicas"] == 3);
+    assert!(!same_template(&scaled, &pushed.good), "rolled back before it was scaled");
+    let by_the_autoscaler = |entry: &&Value| {
+        entry["manager"] == "kube-controller-manager"
+            && entry["subresource"] == "scale"
+            && entry["fieldsV1"]["f:spec"].get("f:replicas").is_some()
+    };
+    let mut entries = scaled["metadata"]["managedFields"].as_array().into_iter().flatten();
+    assert!(entries.any(|entry| by_the_autoscaler(&entry)), "scaled by somebody else: {scaled}");
+    // The scaling is a generation of its own.
+    let generation = generation(&scaled);
+    let record = pushed.is_safe("Configuration");
+    assert_eq!(record["status"]["rollback"]["fromGeneration"], generation, "{record}");
     let after = s.deployment("web");
     assert_eq!(after["spec"]["replicas"], 3);
     assert_eq!(after["status"]["availableReplicas"], 3);

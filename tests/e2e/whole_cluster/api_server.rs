@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::guard;
 use crate::{
     harness::{
         Scenario,
-        cluster::{in_node, json as get, kubectl},
+        cluster::{in_node, kubectl},
         deployment, installation,
         record::{generation, outcome, same_template, short},
         seconds,
@@ -29,7 +29,7 @@ fn faults_32_and_35_an_api_server_that_is_killed_during_bad_pushes_delays_their_
     s.create_good(&deployment("begun", |d| {
         // The old pod is gone when it is put back, and a new one counts after this only.
         d["spec"]["strategy"] = json!({"type": "Recreate"});
-        d["spec"]["minReadySeconds"] = json!(20);
+        d["spec"]["minReadySeconds"] = json!(10);
     }));
     s.is_complete_for("begun", seconds(3));
 
@@ -43,15 +43,19 @@ fn faults_32_and_35_an_api_server_that_is_killed_during_bad_pushes_delays_their_
     assert!(record["status"]["rollback"].is_null(), "rolled back before the API server was killed: {record}");
     let other = s.record("begun");
     assert_eq!(outcome(&other), "InProgress", "{other}");
-    let restarts = restarts();
+    let restarts = guard::restarts();
+    let killed = guard::now_in_node();
     kill_api_server(&s);
-    pushed.is_safe("Configuration");
-    begun.is_safe("Configuration");
+    let (begun_again, pushed) = (begun.is_safe("Configuration"), pushed.is_safe("Configuration"));
+    let started = |record: &Value| record["status"]["rollback"]["startedAt"].as_str().map(str::to_owned);
+    let killed = Some(killed.as_str());
+    assert!(started(&begun_again).as_deref() < killed, "not begun before: {begun_again}");
+    assert!(started(&pushed).as_deref() > killed, "begun before: {pushed}");
     for name in ["web", "begun"] {
         s.announcement_ends(name);
         guard::wrote_once(&s.deployment(name));
     }
-    assert_eq!(self::restarts(), restarts, "the guard itself ended");
+    assert_eq!(guard::restarts(), restarts, "the guard itself ended");
     // Whoever comes next finds everything as it was.
     installation::wait_ready();
 }
@@ -70,14 +74,4 @@ fn kill_api_server(s: &Scenario) {
         holds(ready.ok(), ready.report())
     });
     s.say(&format!("the API server was away for {:.1} s", started.elapsed().as_secs_f64()));
-}
-
-/// How often the containers of the guard's pods were started again.
-fn restarts() -> Vec<(String, i64)> {
-    let pods = get(["get", "pods", "-n", installation::NAME]).unwrap_or_else(|words| panic!("{words}"));
-    let each = pods["items"].as_array().into_iter().flatten().map(|pod| {
-        let count = pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or_default();
-        (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), count)
-    });
-    each.collect()
 }

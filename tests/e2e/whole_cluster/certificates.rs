@@ -7,7 +7,8 @@ use serde_json::json;
 use crate::harness::{
     Scenario, Stream,
     cluster::{json as get, kubectl},
-    installation, seconds,
+    installation::{self, Values},
+    seconds,
     stream::failures,
     wait::holds,
     wait_until,
@@ -17,8 +18,7 @@ const CONFIGURATIONS: [&str; 2] = ["validatingwebhookconfiguration", "mutatingwe
 
 #[test]
 fn a_certificate_secret_that_is_deleted_comes_back_and_no_update_fails_meanwhile_even_with_fail() {
-    let s = Scenario::alone("secret");
-    let _fail = installation::with_values(&["webhook.failurePolicy=Fail"]);
+    let s = Scenario::alone_with("secret", &Values::of(&["webhook.failurePolicy=Fail"]));
     let stream = Stream::start(&s);
     wait_until("the stream flows", seconds(20), || holds(stream.sent() >= 5, stream.sent().to_string()));
     let started = Instant::now();
@@ -63,8 +63,7 @@ fn fault_22_ca_bundles_that_are_wiped_are_back_within_30_seconds_and_no_update_i
 /// that; so this holds down for how long, and that none of those updates is half done.
 #[test]
 fn under_fail_wiped_ca_bundles_cost_refusals_for_a_moment_only() {
-    let s = Scenario::alone("ca-bundle-fail");
-    let _fail = installation::with_values(&["webhook.failurePolicy=Fail"]);
+    let s = Scenario::alone_with("ca-bundle-fail", &Values::of(&["webhook.failurePolicy=Fail"]));
     let stream = Stream::start(&s);
     wait_until("the stream flows", seconds(20), || holds(stream.sent() >= 5, stream.sent().to_string()));
     let started = Instant::now();

@@ -5,15 +5,16 @@ use serde_json::{Value, json};
 use crate::harness::{
     Scenario,
     cluster::{json as get, kubectl},
-    deployment, installation, restore, seconds,
+    deployment,
+    installation::{self, Values},
+    restore, seconds,
     wait::holds,
     wait_until,
 };
 
 #[test]
 fn with_all_replicas_killed_under_fail_the_guard_comes_back_by_itself() {
-    let s = Scenario::alone("killed");
-    let _fail = installation::with_values(&["webhook.failurePolicy=Fail"]);
+    let s = Scenario::alone_with("killed", &Values::of(&["webhook.failurePolicy=Fail"]));
     s.create_complete(&deployment("web", |_| {}));
     let before = installation::ready_pods().expect("pods");
     let started = std::time::Instant::now();
@@ -37,8 +38,7 @@ fn with_all_replicas_killed_under_fail_the_guard_comes_back_by_itself() {
 
 #[test]
 fn fault_28_with_no_replica_under_fail_the_system_namespaces_and_the_guards_own_still_work() {
-    let s = Scenario::alone("closed-door");
-    let _fail = installation::with_values(&["webhook.failurePolicy=Fail"]);
+    let s = Scenario::alone_with("closed-door", &Values::of(&["webhook.failurePolicy=Fail"]));
     s.create_complete(&deployment("web", |_| {}));
     let down = installation::without_replicas();
 
@@ -113,7 +113,7 @@ fn fault_25_a_bad_update_of_the_guard_itself_is_never_blocked_and_the_old_replic
     let s = Scenario::alone("bad-update");
     s.create_complete(&deployment("healthy", |_| {}));
     s.create_unobserved(&[deployment("web", |_| {})]);
-    let back = restore("put the guard's image back", || installation::install(&[]));
+    let back = restore("put the guard's image back", || installation::install());
     let bad =
         installation::upgrade(&["image.tag=missing", "image.pullPolicy=Never", "webhook.failurePolicy=Fail"])
             .args(["--timeout", "5s"])

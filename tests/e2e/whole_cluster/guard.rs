@@ -40,7 +40,7 @@ pub fn another_leads(before: &str) -> String {
     })
 }
 
-/// A command in the node that waits for the word to end the guard's processes of some pods by SIGKILL, all at once:
+/// A command in the node that waits for the word to send the guard's processes of some pods a signal, all at once:
 /// to begin a command there takes longer than a rollback.
 pub struct Kill {
     command: Child,
@@ -48,22 +48,29 @@ pub struct Kill {
 }
 
 impl Kill {
+    /// By SIGKILL.
     #[track_caller]
     pub fn prepared(pods: &[String]) -> Self {
+        Self::by("KILL", pods)
+    }
+
+    #[track_caller]
+    pub fn by(signal: &str, pods: &[String]) -> Self {
         const SCRIPT: &str = r#"
+            signal=$1; shift
             for pid in $(pgrep -x rollout-guard); do
               pod=$(tr '\0' '\n' < /proc/$pid/environ | sed -n 's/^POD_NAME=//p')
               case " $* " in *" $pod "*) pids="$pids $pid" ;; esac
             done
             set -- $pids
             echo "$#"
-            read -r word && kill -9 "$@" && echo "$word""#;
+            read -r word && kill -"$signal" "$@" && echo "$word""#;
         let required = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
         let exec = required("NODE_EXEC");
         let mut words = exec.split_whitespace();
         let mut command = Command::new(words.next().unwrap_or("docker"))
             .args(words)
-            .args(["-i", &required("NODE"), "sh", "-c", SCRIPT, "sh"])
+            .args(["-i", &required("NODE"), "sh", "-c", SCRIPT, "sh", signal])
             .args(pods)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -167,4 +174,14 @@ pub fn wrote_once(deployment: &Value) {
         .filter(|entry| entry["manager"] == "rollout-guard" && entry["subresource"].is_null())
         .collect();
     assert!(ours.is_empty(), "{name}: not handed back: {ours:?}");
+}
+
+/// How often the containers of the guard's pods were started again.
+pub fn restarts() -> Vec<(String, i64)> {
+    let pods = get(["get", "pods", "-n", NAME]).unwrap_or_else(|words| panic!("{words}"));
+    let each = pods["items"].as_array().into_iter().flatten().map(|pod| {
+        let count = pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or_default();
+        (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), count)
+    });
+    each.collect()
 }

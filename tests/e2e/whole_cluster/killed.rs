@@ -10,7 +10,7 @@ use crate::{
         Scenario,
         cluster::kubectl,
         deployment, installation,
-        record::{Pushed, is_announced, same_template, short},
+        record::{Pushed, is_announced, outcome, same_template, short},
         seconds,
     },
     watcher::without_settings,
@@ -29,13 +29,46 @@ fn faults_24_and_30_with_all_replicas_killed_during_rollbacks_each_is_carried_ou
     is_carried_out_once(&s, |_| installation::ready_pods().expect("pods"));
 }
 
+#[test]
+fn fault_33_a_leader_that_is_paused_beyond_its_lease_in_the_middle_of_rollbacks_writes_nothing_when_it_goes_on()
+ {
+    let s = Scenario::alone("leader-paused");
+    let _policy = s.put_in_force("short", patient());
+    create_good(&s, &gates::STEPS);
+    let closed = gates::closed(&s);
+    let pushed = push_at_once(&s, &gates::STEPS);
+    gates::are_reached(&s, &gates::STEPS);
+    let leader = guard::holder().expect("a leader");
+    let pods = [guard::pod_of(&leader)];
+    let restarts = guard::restarts();
+    let goes_on = guard::Kill::by("CONT", &pods);
+    guard::Kill::by("STOP", &pods).now();
+    s.say("seconds are from when it was paused");
+    let pushed: Vec<Pushed<'_>> = pushed.into_iter().map(Pushed::counted_from_now).collect();
+    drop(closed);
+    let next = guard::another_leads(&leader);
+    // All are written by the next leader before the one that was paused goes on.
+    for (step, pushed) in gates::STEPS.into_iter().zip(&pushed) {
+        s.wait_for("the template is back", step, |d| same_template(d, &pushed.good));
+    }
+    goes_on.now();
+    s.say(&format!("{leader} was paused, {next} leads, {leader} goes on"));
+    are_safe(&s, &gates::STEPS, pushed);
+    assert_eq!(guard::restarts(), restarts, "the one that was paused was ended, and did not go on");
+    assert_eq!(guard::holder().as_deref(), Ok(next.as_str()), "the lead went back");
+}
+
+/// A policy with short times but for the announcement, which is there for longer than the guard stands before the gates.
+fn patient() -> Value {
+    let mut policy = short();
+    policy["rollback"]["announceFor"] = json!("30s");
+    policy
+}
+
 /// Five rollbacks that stand before one step each; then the guard is killed in the pods that `victims` makes of the
 /// leader's.
 fn is_carried_out_once(s: &Scenario, victims: impl FnOnce(String) -> Vec<String>) {
-    let mut policy = short();
-    // Longer than the guard stands before the gates.
-    policy["rollback"]["announceFor"] = json!("30s");
-    let policy = s.put_in_force("short", policy);
+    let policy = s.put_in_force("short", patient());
     create_good(s, &gates::STEPS);
     let closed = gates::closed(s);
     let pushed = push_at_once(s, &gates::STEPS);
@@ -87,8 +120,13 @@ fn fault_30_a_leader_that_is_killed_at_any_moment_of_its_rollbacks_leaves_none_u
             begun.len() > turn
         });
         kill.now();
-        let state = |name: &&str| format!("{name} {}", s.record(name)["status"]["rollback"]);
-        let states: Vec<String> = names.iter().map(state).collect();
+        let records: Vec<Value> = names.iter().map(|name| s.record(name)).collect();
+        assert!(
+            records.iter().any(|record| outcome(record) != "Succeeded"),
+            "all were over before the leader was killed"
+        );
+        let state = |(name, record): (&&str, &Value)| format!("{name} {}", record["status"]["rollback"]);
+        let states: Vec<String> = names.iter().zip(&records).map(state).collect();
         s.say(&format!("killed {leader} in turn {turn}:\n{}", states.join("\n")));
         guard::another_leads(&leader);
         are_safe(&s, &names, pushed);

@@ -3,18 +3,20 @@
 use std::time::Instant;
 
 use crate::harness::{
-    Scenario, Stream, cluster::kubectl, installation, seconds, stream::failures, wait::holds, wait_until,
+    Scenario, Stream,
+    cluster::kubectl,
+    installation::{self, Values},
+    seconds,
+    stream::failures,
+    wait::holds,
+    wait_until,
 };
 
 #[test]
 fn a_rolling_restart_under_a_stream_of_updates_loses_none_even_with_fail() {
-    let s = Scenario::alone("restart");
     // The chart's own times of the drain.
-    let _fail = installation::with_values(&[
-        "webhook.failurePolicy=Fail",
-        "shutdown.drainDelaySeconds=10",
-        "shutdown.preStopSeconds=2",
-    ]);
+    let values = ["webhook.failurePolicy=Fail", "shutdown.drainDelaySeconds=10", "shutdown.preStopSeconds=2"];
+    let s = Scenario::alone_with("restart", &Values::of(&values));
     let before = installation::ready_pods().expect("pods");
     let stream = Stream::start(&s);
     wait_until("the stream flows", seconds(20), || holds(stream.sent() >= 5, stream.sent().to_string()));

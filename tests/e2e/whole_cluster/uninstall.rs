@@ -17,7 +17,7 @@ fn fault_25_uninstall_leaves_nothing_that_bites() {
     // One that Helm does not know of, and that outlives the release.
     let policy = s.put_in_force("own", json!({"admission": {"maxWaitSeconds": 1}}));
     s.rejects("web", |push| push.image("v3").dry_run()).at_once("RG001");
-    let again = restore("install the guard again", || installation::install(&[]));
+    let again = restore("install the guard again", || installation::install());
     installation::uninstall();
     kubectl(["delete", "secret", installation::SECRET, "-n", installation::NAME]).succeeds();
 

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        Scenario, deployment, installation,
+        Scenario, deployment,
+        installation::{self, Values},
         record::{revision, verdict},
         scenario::condition,
         seconds,
@@ -16,8 +17,7 @@ use crate::{
 
 #[test]
 fn faults_11_and_45_a_planted_record_that_nothing_keeps_away_is_not_believed_and_is_replaced() {
-    let s = Scenario::alone("unprotected");
-    let _open = installation::with_values(&["records.protect=false"]);
+    let s = Scenario::alone_with("unprotected", &Values::of(&["records.protect=false"]));
     let _policy = s.short_policy();
     s.create_good(&deployment("web", |_| {}));
     s.accepts("web", |push| push.image("v2"));

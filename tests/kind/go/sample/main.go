@@ -10,14 +10,18 @@
 //	sample oom            take memory until the limit is hit
 //	sample need NAME      end with status 2 unless the environment has NAME; else serve
 //	sample get URL        print what URL answers; status 1 if it is not 200
-//	sample registry       play an image registry on :5000, one that has nothing:
-//	                      /missing/... is not found, /private/... unauthorized,
-//	                      /broken/... fails with 503
+//	sample registry [N]   play an image registry on port N (5000), one that has
+//	                      nothing: /missing/... is not found, /private/...
+//	                      unauthorized, /broken/... fails with 503
+//	sample deny WORDS     play an admission webhook on :8443 that denies
+//	                      everything, in these words, by TLS with the pair of
+//	                      files in /certs (tls.crt and tls.key)
 //
 // SAMPLE_VERSION, set by each image, is in every answer.
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -60,7 +64,14 @@ func main() {
 		get(argument(2))
 		return
 	case "registry":
-		log.Fatal(http.ListenAndServe(":5000", http.HandlerFunc(registry)))
+		port := argument(2)
+		if port == "" {
+			port = "5000"
+		}
+		log.Fatal(http.ListenAndServe(":"+port, http.HandlerFunc(registry)))
+	case "deny":
+		http.HandleFunc("/deny", deny(argument(2)))
+		log.Fatal(http.ListenAndServeTLS(":8443", "/certs/tls.crt", "/certs/tls.key", nil))
 	default:
 		log.Fatalf("unknown argument %q", argument(1))
 	}
@@ -141,5 +152,31 @@ func registry(w http.ResponseWriter, r *http.Request) {
 	default:
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`)
+	}
+}
+
+// deny answers every AdmissionReview with the same denial.
+func deny(words string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var review struct {
+			Request struct {
+				UID string `json:"uid"`
+			} `json:"request"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		log.Print("denying ", review.Request.UID)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"apiVersion": "admission.k8s.io/v1",
+			"kind":       "AdmissionReview",
+			"response": map[string]any{
+				"uid":     review.Request.UID,
+				"allowed": false,
+				"status":  map[string]any{"code": http.StatusForbidden, "message": words},
+			},
+		})
 	}
 }
