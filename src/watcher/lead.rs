@@ -173,6 +173,12 @@ impl Leader {
                 tracing::debug!(%key, why, "stopped");
                 self.queue.looked(&key, memory, Some(STOPPED_PAUSE));
             }
+            // Once that push is stored, there is nothing left to do as a rule.
+            Err(error @ ReconcileError::Pushed) => {
+                count("conflict");
+                tracing::debug!(%key, %error, "left alone for a moment");
+                self.queue.looked(&key, memory, Some(Duration::from_secs(1)));
+            }
             Err(error) if error.is_conflict() => {
                 count("conflict");
                 tracing::debug!(%key, %error, "read again");

@@ -91,6 +91,9 @@ pub enum ReconcileError {
     /// The Deployment changes faster than it can be written.
     #[error("changed while it was written")]
     Changed,
+    /// The webhook has taken the announcement away: it admits a push at this very moment, which is about to be stored.
+    #[error("somebody pushes at this moment")]
+    Pushed,
 }
 
 impl ReconcileError {
@@ -99,7 +102,7 @@ impl ReconcileError {
         match self {
             Self::Cluster(error) => error.code() == Some(409),
             Self::Changed => true,
-            Self::NotLeading | Self::Stopped(_) | Self::Restore(_) => false,
+            Self::NotLeading | Self::Stopped(_) | Self::Restore(_) | Self::Pushed => false,
         }
     }
 
@@ -635,8 +638,15 @@ impl<R: Rollouts> Reconciler<R> {
         };
         let told = status.rollback.as_ref().map(|rollback| conditions::told(rollback, status));
         let mut current = deployment.clone();
+        let mut announced = false;
         for _ in 0..TRIES {
             self.may_write()?;
+            let stands = restore::retract(&current).is_some();
+            if announced && !stands {
+                // Announced once more it would fail the push that takes it away, such as Helm's own way back.
+                return Err(ReconcileError::Pushed);
+            }
+            announced = stands;
             let written = match restore::announce(&current, told.as_deref().unwrap_or_default(), look.now) {
                 // Announced first, so that nobody who waits takes the old template for the new one's success.
                 Some(patch) => self.rollouts.patch(look.key, Part::Status, &patch).await,

@@ -80,7 +80,7 @@ case $what in
 esac
 clusters=()
 if [ "$cluster" = - ]; then
-  for name in rollout-guard rollout-guard-test; do
+  for name in rollout-guard rollout-guard-test{,-2}; do
     if "$HERE/cluster.sh" status "$name" > /dev/null 2>&1; then clusters+=("$name"); fi
   done
 elif [ -n "$cluster" ]; then

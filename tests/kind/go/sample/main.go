@@ -70,7 +70,7 @@ func main() {
 		}
 		log.Fatal(http.ListenAndServe(":"+port, http.HandlerFunc(registry)))
 	case "deny":
-		http.HandleFunc("/deny", deny(argument(2)))
+		http.HandleFunc("/", deny(argument(2)))
 		log.Fatal(http.ListenAndServeTLS(":8443", "/certs/tls.crt", "/certs/tls.key", nil))
 	default:
 		log.Fatalf("unknown argument %q", argument(1))
