@@ -13,15 +13,16 @@ use serde_json::Value;
 use super::{Cluster, ClusterError, FIELD_MANAGER};
 use crate::core::{key::Key, restore::retract};
 
-/// The webhook's own timeout is 3 s, of which an override may have taken one already.
-const LIMIT: Duration = Duration::from_secs(1);
+/// The webhook's own timeout is 3 s. An override may have taken one of them already; without one there is time left for an
+/// API server that is busy.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// How often a status that changes meanwhile is read again.
 const ATTEMPTS: usize = 5;
 
 /// Takes announcements away.
 pub trait Announcements: Send + Sync {
-    /// Takes the announcement away from the Deployment with this `uid`, within a second. Fine where there is none, or no
+    /// Takes the announcement away from the Deployment with this `uid`, within two seconds. Fine where there is none, or no
     /// such Deployment any more.
     ///
     /// # Errors

@@ -15,7 +15,7 @@
 //! directory) and `CHROMIUM`, as the scripts of those names in `tests/kind` print them; `INSTALLED` where the guard
 //! that is there is to be used as it is;
 //! `CHART` where another chart than this tree's is meant. How much: `THREADS` (scenarios side by side, by `make e2e`;
-//! by hand `--test-threads`), `LOOPS` (Helm's rollbacks and fixes of each of five releases, 2), `TURNS` (of killing the leader, 1) and `SCALE`
+//! by hand `--test-threads`), `LOOPS` (Helm's rollbacks and fixes of each of three releases, 3), `TURNS` (of killing the leader, 1) and `SCALE`
 //! (Deployments of the scale
 //! scenario, 1000). `UPDATE_PICTURE=1`: the scenario `page::live` writes the pictures of the documentation.
 //!

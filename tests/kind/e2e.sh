@@ -4,7 +4,7 @@
 #
 # Most scenarios only wait, and those that disturb a whole cluster each need one for
 # themselves: so a half of those is in a second cluster, beside all the others
-# (THREADS of them side by side, 6). With arguments, which are for the test binary, all of it
+# (THREADS of them side by side, 4). With arguments, which are for the test binary, all of it
 # is in rollout-guard-test.
 #
 # For the tests: KUBECONFIG, PATH, CLUSTER, NODE, NODE_EXEC
@@ -76,11 +76,11 @@ export IMAGE SAMPLE_IMAGE=localhost/sample KWOK KUBE_STATE_METRICS PROMETHEUS CH
 cd "$ROOT"
 if [ $# != 0 ]; then
   failed=("${clusters[@]}")
-  run rollout-guard-test --test-threads="${THREADS:-6}" "$@"
+  run rollout-guard-test --test-threads="${THREADS:-4}" "$@"
   failed=()
   exit
 fi
-run "${clusters[0]}" --test-threads="${THREADS:-6}" "${half[@]/#/--skip=}" & pids=($!)
+run "${clusters[0]}" --test-threads="${THREADS:-4}" "${half[@]/#/--skip=}" & pids=($!)
 # One after the other, by name: nothing comes after the last one, `scale`, whose thousand Deployments go with the cluster.
 if [ "${KEEP:-}" != 1 ]; then export THROWAWAY=1; fi
 run "${clusters[1]}" --test-threads=1 "${half[@]}" & pids+=($!)

@@ -16,6 +16,8 @@ use crate::{
         policy::InForce,
         record::{generation, outcome, short},
         seconds,
+        wait::holds,
+        wait_until,
     },
     watcher::{container, registry, without_settings},
 };
@@ -191,9 +193,16 @@ fn what_takes_too_long_ends_with_124_and_what_cannot_get_on_with_1() {
     let _policy = off(&s);
     s.create_complete(&deployment("web", |_| {}));
     s.patch("web", &never_ready()).succeeds();
+    // Until the kubelet says something of it.
+    wait_until("its pod runs", seconds(60), || {
+        let pods = s.json(["get", "pods", "-l", "app=web"]);
+        let all = pods["items"].as_array().into_iter().flatten();
+        let running = all.filter(|pod| pod["status"]["phase"] == "Running").count();
+        holds(running == 2, pods["items"].to_string())
+    });
     let done = guard(&s, ["wait", "web", "--timeout", "6s"]).done();
     assert_eq!(done.code, Some(124), "{}", done.report());
-    assert!(done.took < seconds(12), "{}", done.report());
+    assert!(done.took < seconds(15), "{}", done.report());
     assert!(
         done.stdout.contains("not complete within 6 s") && done.stdout.contains("not ready"),
         "{}",
